@@ -1,6 +1,6 @@
 """Figures of merit: streamed Poisson figures, and the reliability of repeated responses."""
 
-from .poisson import PoissonSums, Summary, summarize
+from .poisson import PoissonSums, Summary, poisson_nll, summarize
 from .reliability import (
     cc_abs,
     cc_max,
@@ -23,6 +23,7 @@ __all__ = [
     "fev",
     "feve",
     "oracle_correlation",
+    "poisson_nll",
     "signal_power",
     "stack_repeats",
     "summarize",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FIGURES", "RATE_FLOOR", "PoissonSums", "Summary", "summarize"]
+__all__ = ["FIGURES", "RATE_FLOOR", "PoissonSums", "Summary", "poisson_nll", "summarize"]
 
 RATE_FLOOR = 1e-8
 """Smallest expected count of a bin: a rate of 0 where a spike fell would cost infinitely many bits."""
@@ -127,6 +127,24 @@ class PoissonSums:
             "d2": _nan_unless(counts_vary, 1 - deviance / null_deviance),
             "correlation": covariance / spread.sqrt(),
         }
+
+
+def poisson_nll(rates: Tensor, spikes: Tensor, mask: Tensor, exposure: Tensor | None = None) -> Tensor:
+    """Sum over valid counts of μ − y log μ: the loss, to be divided by the number of valid counts of the whole batch.
+
+    Arguments are those of :meth:`PoissonSums.update`. The sum is float32, or float64 if the rates are.
+
+    Examples
+    --------
+    >>> poisson_nll(torch.tensor([[1.0, 2.0]]), torch.tensor([[3, 1]]), torch.tensor([[True, False]]))
+    tensor(1.)
+    """
+    valid = mask.bool().expand(spikes.shape)
+    rates = rates.to(torch.promote_types(rates.dtype, torch.float32))
+    expected = torch.where(valid, rates if exposure is None else exposure * rates, 1.0)
+    # As clamp_min, but with a gradient below the floor, so that a unit silenced by a step can recover.
+    expected = expected + (RATE_FLOOR - expected.detach()).clamp_min(0)
+    return torch.where(valid, expected - spikes * expected.log(), 0.0).sum()
 
 
 class Summary(NamedTuple):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from sklearn.metrics import d2_tweedie_score
 
-from neurotwin.metrics.poisson import FIGURES, PoissonSums, summarize
+from neurotwin.metrics.poisson import FIGURES, RATE_FLOOR, PoissonSums, poisson_nll, summarize
 
 
 def figures(rates, spikes, mask=None, exposure=None):
@@ -189,3 +189,29 @@ def test_shapes_must_agree():
 def test_summary_of_nothing():
     summary = summarize(torch.full((3,), math.nan))
     assert math.isnan(summary.mean) and (summary.n, summary.n_nan) == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_loss_is_the_nll_of_the_table(data, dtype):
+    rates, spikes, mask, exposure = (torch.tensor(x) for x in data)
+    rates = rates.to(dtype)
+    loss = poisson_nll(rates, spikes, mask, exposure.float())
+    sums = PoissonSums(spikes.shape[1])
+    sums.update(rates, spikes, mask, exposure)
+    want = (sums.compute()["nll"] * sums.compute()["bins"]).sum()
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loss.double(), want, rtol=1e-12 if dtype == torch.float64 else 1e-5, atol=0)
+
+
+def test_gradient_of_the_loss():
+    rates = torch.tensor([[0.5, 2.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    spikes, mask = torch.tensor([[1, 0, 5]]), torch.tensor([[True, True, False]])
+    exposure = torch.tensor([[4.0]], dtype=torch.float64)
+    poisson_nll(rates, spikes, mask, exposure).backward()
+    torch.testing.assert_close(rates.grad, torch.tensor([[4 - 1 / 0.5, 4.0, 0.0]], dtype=torch.float64))
+
+
+def test_a_silenced_rate_is_pulled_up():
+    rates = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    poisson_nll(rates, torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).backward()
+    assert rates.grad.item() == pytest.approx(1 - 1 / RATE_FLOOR)
