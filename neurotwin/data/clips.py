@@ -1,0 +1,202 @@
+"""From indices to clips: the one place where frames are gathered.
+
+A clip is `length` consecutive bins to predict after the `context` frames that the model needs before the first of
+them. A window is a clip of length 1. Clips are cut from stretches of usable bins (of one split, with a full window);
+a clip that would outrun its stretch keeps its size, and the bins beyond are masked.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..batch import Batch
+from .prepare import Prepared
+from .session import SPLITS
+from .transforms import runs_of
+
+__all__ = ["ClipTable", "clip_table", "gather", "stream", "usable_runs"]
+
+
+def gather(prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length: int, context: int) -> Batch:
+    """Cut clips out of a session.
+
+    Parameters
+    ----------
+    prepared
+        The session.
+    starts
+        (B,) first predicted bin of each clip.
+    stops
+        (B,) one past its last; bins from there to `starts + length` are masked.
+    length
+        L, predicted bins of each clip.
+    context
+        Frames before the first predicted bin.
+
+    Returns
+    -------
+    Batch
+        With `session` 0; T = context + length. Frames that would lie outside a clip's run repeat the nearest one
+        inside; only masked bins see them.
+    """
+    before = max(context, prepared.n_history)
+    bins = starts[:, None] + np.arange(-before, length)
+    inside = np.clip(bins, prepared.run_start[starts][:, None], prepared.run_stop[starts][:, None] - 1)
+    seen, predicted = inside[:, before - context :], inside[:, before:]
+    frames = np.take(prepared.source, prepared.frame[seen], axis=0)
+    if frames.ndim == 4:
+        frames = frames[:, :, None]
+    mask = prepared.mask[predicted] & (bins[:, before:] < stops[:, None])[..., None]
+    exposure = None if prepared.exposure is None else torch.from_numpy(prepared.exposure[predicted][..., None])
+    history = None
+    if prepared.n_history:
+        history = torch.from_numpy(prepared.spikes[inside[:, before - prepared.n_history :]])
+    return Batch(
+        session=0,
+        stimulus=torch.from_numpy(frames).transpose(1, 2),
+        behavior=None if prepared.behavior is None else torch.from_numpy(prepared.behavior[seen]),
+        spikes=torch.from_numpy(prepared.spikes[predicted]),
+        mask=torch.from_numpy(mask),
+        exposure=exposure,
+        history=history,
+        bins=torch.from_numpy(starts),
+    )
+
+
+def usable_runs(prepared: Prepared, split: str) -> np.ndarray:
+    """Stretches of bins of one split whose windows are whole, (N, 2); each lies in one run."""
+    bins = np.arange(prepared.n_bins)
+    usable = (prepared.split == SPLITS.index(split)) & (bins - prepared.run_start >= prepared.n_lags - 1)
+    runs = runs_of(prepared.run_start, usable)
+    return runs[usable[runs[:, 0]]]
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """All clips of one split of several sessions, by row.
+
+    Attributes
+    ----------
+    sessions
+        The sessions.
+    length
+        L, predicted bins of each clip.
+    session, start, stop
+        (N,) index of each clip's session, its first bin and one past its last.
+    count
+        (N,) number of valid (bin, unit) pairs of each clip.
+    contrast
+        (N,) mean contrast of the frames of each clip's predicted bins.
+    """
+
+    sessions: Sequence[Prepared]
+    length: int
+    session: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    count: np.ndarray
+    contrast: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def batches(self, rows: np.ndarray, *, context: int) -> list[Batch]:
+        """The clips of some rows, one :class:`~neurotwin.batch.Batch` a session, sessions in ascending order."""
+        batches = []
+        for index in np.unique(self.session[rows]):
+            part = rows[self.session[rows] == index]
+            batch = gather(self.sessions[index], self.start[part], self.stop[part], length=self.length, context=context)
+            batch.session = int(index)
+            batches.append(batch)
+        return batches
+
+
+def clip_table(sessions: Sequence[Prepared], split: str, *, length: int) -> ClipTable:
+    """Cut one split of some sessions into clips that share no predicted bin; those without a valid count are left out.
+
+    The clips are no longer than the longest stretch there is: single images make clips of length 1.
+
+    Raises
+    ------
+    ValueError
+        If there is no clip with a valid count.
+    """
+    runs = [usable_runs(prepared, split) for prepared in sessions]
+    longest = max((int((run[:, 1] - run[:, 0]).max(initial=0)) for run in runs), default=0)
+    length = max(1, min(length, longest))
+    parts = []
+    for index, (prepared, stretches) in enumerate(zip(sessions, runs, strict=True)):
+        counts = -(-(stretches[:, 1] - stretches[:, 0]) // length)
+        starts = np.repeat(stretches[:, 0], counts)
+        starts = starts + length * (np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts))
+        stops = np.minimum(starts + length, np.repeat(stretches[:, 1], counts))
+        count = _sum_between(prepared.mask.sum(axis=1), starts, stops).astype(np.int64)
+        contrast = _sum_between(prepared.contrast, starts, stops) / np.maximum(stops - starts, 1)
+        keep = count > 0
+        parts.append([np.full(keep.sum(), index), starts[keep], stops[keep], count[keep], contrast[keep]])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    if not len(columns[0]):
+        raise ValueError(f"no session has a valid bin in the {split} split")
+    return ClipTable(sessions, length, *columns)
+
+
+def stream(
+    prepared: Prepared,
+    split: str,
+    *,
+    context: int,
+    chunk: int = 256,
+    bins: int = 1024,
+    part: tuple[int, int] = (0, 1),
+    limit: float = 1.0,
+) -> Iterator[Batch]:
+    """Every usable bin of a split exactly once, in clips that continue one another.
+
+    Stretches of similar length run side by side, `chunk` bins at a time; a batch whose `carries` is true continues
+    the stretches of the one before, so that recurrent state carries over. What a stretch gives does not depend on
+    `chunk`, `bins` or `part`.
+
+    Parameters
+    ----------
+    prepared
+        The session.
+    split
+        "train", "val" or "test".
+    context
+        Frames before the first predicted bin.
+    chunk
+        Predicted bins of a clip, at most.
+    bins
+        Predicted bins of a batch, about: how many stretches run side by side.
+    part
+        ``(i, n)``: only every n-th stretch, from the i-th: what process i of n evaluates.
+    limit
+        Only part of the stretches, evenly spaced, always the same: a fraction up to 1, or a number above.
+    """
+    runs = usable_runs(prepared, split)
+    usable = prepared.mask.any(axis=1)
+    runs = runs[_sum_between(usable, runs[:, 0], runs[:, 1]) > 0]
+    kept = round(limit * len(runs)) if limit <= 1 else min(int(limit), len(runs))
+    runs = runs[np.linspace(0, len(runs) - 1, max(1, kept)).round().astype(int)] if len(runs) else runs
+    runs = runs[np.argsort(runs[:, 0] - runs[:, 1], kind="stable")][part[0] :: part[1]]
+    first = 0
+    while first < len(runs):
+        longest = int(runs[first, 1] - runs[first, 0])
+        side_by_side = max(1, bins // min(chunk, longest))
+        starts, stops = runs[first : first + side_by_side].T
+        first += side_by_side
+        for offset in range(0, longest, chunk):
+            length = min(chunk, longest - offset)
+            # A stretch that has ended stays in the batch, masked, so that rows keep their state.
+            begin = np.minimum(starts + offset, stops - 1)
+            end = np.where(starts + offset < stops, stops, begin)
+            clips = gather(prepared, begin, end, length=length, context=context)
+            clips.carries = offset > 0
+            yield clips
+
+
+def _sum_between(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    total = np.concatenate([[0], np.cumsum(values, dtype=np.float64)])
+    return total[stops] - total[starts]

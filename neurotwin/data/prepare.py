@@ -1,0 +1,372 @@
+"""From a session file and its config to arrays that every process maps: resampled, transformed, masked, split.
+
+The arrays are computed once and written beside the data (or in ``NEUROTWIN_CACHE``) under a name that hashes the
+source and everything in the config that they depend on; from then on they are memory-mapped. The stimulus itself is
+not copied where its pipeline is only scaling: the prepared file then holds the index of the frame that each bin shows.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..config import DatasetConfig, nearest
+from .masks import valid_counts
+from .session import SPLITS, Session, SessionError
+from .split import split_bins
+from .tensorfile import TensorFileError, load_arrays, save_arrays, verify_arrays
+from .transforms import apply_pipelines, fit_pipelines, pixel_scale, runs_of
+
+__all__ = ["Prepared", "prepare", "prepare_session"]
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+_LABELS = {"path", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "adapter", "readout"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One session, ready to be cut into clips. T counts modelled bins, oldest first within each run.
+
+    Attributes
+    ----------
+    name, subject
+        Of the session.
+    config
+        The config that it was prepared with.
+    bin_rate
+        Modelled bins a second, Hz.
+    unit_ids
+        (U,) ids of the units, in the order of the columns.
+    source
+        (N, H, W) or (N, C, H, W): frames, uint8 as recorded or float as transformed.
+    frame
+        (T,) index into `source` of the frame that each bin shows.
+    pixel_scale
+        Factor and offset from `source` to what the model sees.
+    spikes
+        (T, U) counts per bin.
+    mask
+        (T, U) bool: valid counts.
+    split
+        (T,) int8: index into ``("train", "val", "test")``, -1 for none.
+    run_start, run_stop
+        (T,) first and one past the last bin of the run that a window may not leave.
+    contrast
+        (T,) standard deviation of each bin's frame, as a fraction of the range of pixels.
+    behavior
+        (T, K) float32, or None.
+    exposure
+        (T,) presentations that a bin's counts sum over, or None.
+    repeat_id
+        (T,) equal ids ≥ 0 are repeats of one another.
+    true_rate
+        (T, U) expected counts per bin, or None.
+    fitted
+        Constants of the transforms, from the training part.
+    unit_positions
+        (U, D), or None.
+    """
+
+    name: str
+    subject: str
+    config: DatasetConfig
+    bin_rate: float
+    unit_ids: np.ndarray
+    source: np.ndarray
+    frame: np.ndarray
+    pixel_scale: tuple[float, float]
+    spikes: np.ndarray
+    mask: np.ndarray
+    split: np.ndarray
+    run_start: np.ndarray
+    run_stop: np.ndarray
+    contrast: np.ndarray
+    behavior: np.ndarray | None = None
+    exposure: np.ndarray | None = None
+    repeat_id: np.ndarray
+    true_rate: np.ndarray | None = None
+    fitted: dict[str, float] = field(default_factory=dict)
+    unit_positions: np.ndarray | None = None
+
+    @property
+    def n_bins(self) -> int:
+        """Number of modelled bins, T."""
+        return len(self.frame)
+
+    @property
+    def n_units(self) -> int:
+        """Number of units to fit, U."""
+        return self.spikes.shape[1]
+
+    @property
+    def n_lags(self) -> int:
+        """Frames that a prediction may see, its own bin's included."""
+        return self.config.keys_lags.n_lags
+
+    @property
+    def n_history(self) -> int:
+        """Bins of spike history that a prediction may see."""
+        return len(self.config.keys_lags.history)
+
+    @property
+    def behavior_dim(self) -> int:
+        """Number of behaviour variables, K."""
+        return 0 if self.behavior is None else self.behavior.shape[1]
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a frame."""
+        shape = self.source.shape[1:]
+        return (1, *shape) if len(shape) == 2 else shape
+
+    def mean_counts(self) -> np.ndarray:
+        """Mean count per bin (and presentation) of every unit over the valid training bins, (U,) float64."""
+        mask = self.mask & (self.split == SPLITS.index("train"))[:, None]
+        exposure = 1.0 if self.exposure is None else self.exposure[:, None].astype(np.float64)
+        total = np.einsum("tu,tu->u", self.spikes, mask, dtype=np.float64)
+        return total / np.maximum((mask * exposure).sum(axis=0), 1)
+
+
+def prepare(
+    configs: Sequence[DatasetConfig],
+    *,
+    cache_dir: str | Path | None = None,
+    dtype: str = "uint8",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Prepared]:
+    """Prepare the sessions of a run, or map what was prepared before; see :func:`prepare_session`.
+
+    Raises
+    ------
+    SessionError
+        If a session is unusable, or the sessions disagree in bin rate or lags.
+    """
+    sessions = []
+    for index, config in enumerate(configs):
+        if progress is not None:
+            progress(index, len(configs), config.session)
+        sessions.append(prepare_session(config, cache_dir=cache_dir, dtype=dtype))
+    first = sessions[0]
+    for other in sessions[1:]:
+        if abs(other.bin_rate - first.bin_rate) > 1e-6 * first.bin_rate:
+            raise SessionError(
+                f"sessions {first.name!r} and {other.name!r} have {first.bin_rate:g} and {other.bin_rate:g} bins a second; "
+                "set `sampling` so that all have one rate"
+            )
+        if (other.n_lags, other.n_history) != (first.n_lags, first.n_history):
+            raise SessionError(
+                f"sessions {first.name!r} and {other.name!r} differ in keys_lags; give all the same lags"
+            )
+    return sessions
+
+
+def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = None, dtype: str = "uint8") -> Prepared:
+    """Prepare one session, or map what was prepared before.
+
+    Parameters
+    ----------
+    config
+        The session's configuration; `config.path` is its data.
+    cache_dir
+        Where prepared arrays are kept. Default: ``NEUROTWIN_CACHE``, else the folder `prepared` beside the data.
+    dtype
+        Stimulus in storage: "uint8" (as recorded, scaled on the device; a pipeline that is more than scaling is kept
+        as float32), "bfloat16" (kept as float16) or "float32".
+
+    Raises
+    ------
+    SessionError
+        If the session is missing or broken, or the config asks for what it does not have.
+    """
+    path = Path(config.path or f"{config.session}.safetensors")
+    session = Session.load(path)
+    folder = Path(cache_dir or os.environ.get("NEUROTWIN_CACHE") or path.parent / "prepared")
+    cached = folder / f"{config.session}-{_key(path, config, dtype)}.safetensors"
+    if not cached.exists():
+        try:
+            verify_arrays(path)
+            arrays, metadata = _compute(session, config, dtype)
+            save_arrays(cached, arrays, metadata)
+        except TensorFileError as error:
+            raise SessionError(str(error)) from None
+        except OSError as error:
+            raise SessionError(
+                f"session {config.session!r}: prepared arrays cannot be written to {folder} ({error.strerror}); free "
+                "space there, or set NEUROTWIN_CACHE to a folder that can be written"
+            ) from None
+    return _open(cached, session, config)
+
+
+def _open(cached: Path, session: Session, config: DatasetConfig) -> Prepared:
+    try:
+        arrays, metadata = load_arrays(cached)
+    except TensorFileError as error:
+        raise SessionError(f"{error}; delete it, it will be prepared again") from None
+    source = arrays.pop("stimulus", session.stimulus)
+    return Prepared(
+        name=config.session, subject=config.subject or session.subject, config=config, source=source,
+        bin_rate=metadata["bin_rate"], pixel_scale=tuple(metadata["pixel_scale"]), fitted=metadata["fitted"], **arrays,
+    )  # fmt: skip
+
+
+def _key(path: Path, config: DatasetConfig, dtype: str) -> str:
+    """Hash of the source's content and of all that the prepared arrays depend on."""
+    source = load_arrays(path)[1]["digest"]
+    settings = config.model_dump(mode="json", by_alias=True, exclude=_LABELS)
+    text = json.dumps([_VERSION, source, settings, dtype], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    columns = _unit_columns(session, config)
+    factor, bin_rate = _resampling(session, config)
+    first, runs = _bins(session, config, factor)
+    groups = first[:, None] + np.arange(factor)
+
+    def at_last(array: np.ndarray) -> np.ndarray:
+        return array[first + factor - 1]
+
+    def summed(array: np.ndarray) -> np.ndarray:
+        return array[groups].sum(axis=1) if factor > 1 else array[first]
+
+    def averaged(array: np.ndarray) -> np.ndarray:
+        return array[groups].mean(axis=1, dtype=np.float64).astype(np.float32) if factor > 1 else array[first]
+
+    valid = session.valid[groups].all(axis=1)
+    labels = None
+    if session.split is not None:
+        agree = (session.split[groups] == session.split[first][:, None]).all(axis=1)
+        labels = np.where(agree, session.split[first], "")
+        valid &= agree
+    missing = None if session.missing_pct is None else averaged(session.missing_pct[:, columns])
+    mask = valid_counts(config, name=config.session, runs=runs, valid=valid, missing_pct=missing, n_units=len(columns))
+    usable = mask.any(axis=1)
+    split = split_bins(config, name=config.session, trial=session.trial[first], usable=usable, labels=labels)
+
+    signals: dict[str, np.ndarray] = {key: averaged(value) for key, value in session.behavior.items()}
+    signals["robs"] = summed(session.spikes)
+    signals["unit_ids"] = session.unit_ids
+    scale = pixel_scale(config)
+    frames = first + factor - 1
+    stored: dict[str, np.ndarray] = {}
+    as_recorded = scale is not None and dtype == "uint8"
+    outputs = ("robs", "behavior") if as_recorded else ("stim", "robs", "behavior")
+    if not as_recorded or any(
+        p.source == "stim" and (p.expose_as or n) != "stim" for n, p in config.transforms.items()
+    ):
+        signals["stim"] = session.stimulus[frames]
+    train = usable & (split == SPLITS.index("train"))
+    try:
+        fitted = fit_pipelines(config, signals, runs, train)
+        exposed = apply_pipelines(config, signals, runs=runs, fitted=fitted, outputs=outputs)
+    except ValueError as error:
+        raise SessionError(f"session {config.session!r}: {error}") from None
+    if not as_recorded:
+        kind = {"uint8": np.float32, "float32": np.float32, "bfloat16": np.float16}[dtype]
+        stored["stimulus"] = exposed.get("stim", signals["stim"]).astype(kind)
+        frames, scale = np.arange(len(first)), (1.0, 0.0)
+        if dtype == "uint8":
+            logger.info("session %s: its stimulus pipeline is more than scaling, kept as float32", config.session)
+    spikes = exposed.get("robs", signals["robs"])
+    if spikes.shape[1] == session.n_units:
+        spikes = spikes[:, columns]
+    elif spikes.shape[1] != len(columns):
+        raise SessionError(
+            f"session {config.session!r}: the robs pipeline leaves {spikes.shape[1]} columns for {len(columns)} units; "
+            "use select_units: {indices: cids}"
+        )
+    arrays = stored | {
+        "frame": frames.astype(np.int64),
+        "spikes": _compact(spikes),
+        "mask": mask,
+        "split": split,
+        "run_start": np.repeat(runs[:, 0], runs[:, 1] - runs[:, 0]),
+        "run_stop": np.repeat(runs[:, 1], runs[:, 1] - runs[:, 0]),
+        "contrast": _contrast(session.stimulus, first + factor - 1),
+        "repeat_id": at_last(session.repeat_id).astype(np.int32),
+        "unit_ids": session.unit_ids[columns].astype(np.int64),
+    }
+    if "behavior" in exposed:
+        arrays["behavior"] = exposed["behavior"]
+    if session.exposure is not None:
+        arrays["exposure"] = averaged(session.exposure)
+    if session.true_rate is not None:
+        arrays["true_rate"] = summed(session.true_rate[:, columns]).astype(np.float32)
+    if session.unit_positions is not None:
+        arrays["unit_positions"] = np.asarray(session.unit_positions)[columns].astype(np.float32)
+    return arrays, {"bin_rate": bin_rate, "pixel_scale": scale, "fitted": fitted}
+
+
+def _unit_columns(session: Session, config: DatasetConfig) -> np.ndarray:
+    if config.cids is None:
+        return np.arange(session.n_units)
+    column = {int(unit): index for index, unit in enumerate(session.unit_ids)}
+    absent = [unit for unit in config.cids if unit not in column]
+    if absent:
+        raise SessionError(
+            f"session {config.session!r}: cids {absent[:10]} are not among its {session.n_units} units (ids "
+            f"{min(column)} to {max(column)}); correct cids"
+        )
+    return np.array([column[unit] for unit in config.cids])
+
+
+def _resampling(session: Session, config: DatasetConfig) -> tuple[int, float]:
+    sampling = config.sampling
+    if sampling is None:
+        return 1, float(session.bin_rate)
+    if abs(sampling.source_rate - session.bin_rate) > 1e-3 * session.bin_rate:
+        raise SessionError(
+            f"session {config.session!r}: sampling.source_rate is {sampling.source_rate:g} Hz, the recording has "
+            f"{session.bin_rate:g} Hz; correct one of them"
+        )
+    return sampling.factor, float(sampling.target_rate)
+
+
+def _bins(session: Session, config: DatasetConfig, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """First recorded bin of every modelled one, and the runs of modelled bins; bins are counted from each run's start."""
+    names = [str(name) for name in np.unique(session.stimulus_type)]
+    types = names if config.types is None else list(config.types)
+    for kind in types:
+        if kind not in names:
+            raise SessionError(f"session {config.session!r}: no stimulus type {kind!r}; {nearest(kind, names)}")
+    code = np.searchsorted(names, session.stimulus_type)
+    gap = np.zeros(session.n_bins, np.int64)
+    if session.time is not None:
+        gap[1:] = np.cumsum(np.abs(np.diff(session.time) * session.bin_rate - 1) > 0.5)
+    runs = runs_of(session.trial, code, gap)
+    runs = runs[session.trial[runs[:, 0]] >= 0]
+    starts, lengths = [], []
+    for kind in types:
+        for start, stop in runs[code[runs[:, 0]] == names.index(kind)]:
+            count = (stop - start) // factor
+            if count:
+                starts.append(start + factor * np.arange(count))
+                lengths.append(count)
+    if not starts:
+        raise SessionError(f"session {config.session!r}: no bin of the types {types} lies in a trial")
+    stops = np.cumsum(lengths)
+    return np.concatenate(starts), np.stack([stops - lengths, stops], axis=1)
+
+
+def _compact(spikes: np.ndarray) -> np.ndarray:
+    """Counts as uint8 where they are whole and small, else as float32."""
+    if np.issubdtype(spikes.dtype, np.integer) or np.array_equal(spikes, np.round(spikes)):
+        if spikes.max(initial=0) <= 255:
+            return spikes.astype(np.uint8)
+    return spikes.astype(np.float32)
+
+
+def _contrast(stimulus: np.ndarray, frames: np.ndarray, block: int = 4096) -> np.ndarray:
+    """Standard deviation of each frame's pixels over their range, (T,) float32."""
+    contrast = np.empty(len(frames), np.float32)
+    for first in range(0, len(frames), block):
+        part = stimulus[frames[first : first + block]]
+        contrast[first : first + block] = part.reshape(len(part), -1).std(axis=1, dtype=np.float32) / 255
+    return contrast

@@ -1,0 +1,61 @@
+"""Which bins are for training, validation and test."""
+
+import zlib
+
+import numpy as np
+
+from ..config import DatasetConfig
+from .session import SPLITS, SessionError
+
+__all__ = ["split_bins"]
+
+
+def split_bins(
+    config: DatasetConfig, *, name: str, trial: np.ndarray, usable: np.ndarray, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """Split of every bin: index into ``("train", "val", "test")``, or -1 for none, (T,) int8.
+
+    Bins that the session labels are taken as they are. For the others whole trials are drawn, among those with a
+    usable bin, so equal trial ids stay together. The permutation depends on the seed and the session's name, so that sessions are
+    not permuted alike, and on nothing else.
+
+    Parameters
+    ----------
+    config
+        The session's configuration.
+    name
+        Name of the session.
+    trial
+        (T,) int.
+    usable
+        (T,) bool: bins with a valid count.
+    labels
+        (T,) names of the split, empty for bins to draw; or None.
+
+    Raises
+    ------
+    SessionError
+        If training or validation would have no usable bin.
+    """
+    codes = np.full(len(trial), -1, np.int8)
+    drawn = np.ones(len(trial), bool) if labels is None else labels == ""
+    order = np.random.default_rng([config.seed, zlib.crc32(name.encode())]).permutation(
+        np.unique(trial[usable & drawn])
+    )
+    n_train = round(config.train_val_split * len(order))
+    n_test = round(config.test_split * len(order))
+    for code, part in enumerate(np.split(order, [n_train, max(n_train, len(order) - n_test)])):
+        codes[drawn & np.isin(trial, part)] = code
+    if labels is not None:
+        for code, label in enumerate(SPLITS):
+            codes[labels == label] = code
+    wanted = SPLITS[:1] if config.train_val_split == 1 and labels is None else SPLITS[:2]
+    for code, label in enumerate(wanted):
+        if not (usable & (codes == code)).any():
+            n_trials = len(np.unique(trial[usable]))
+            raise SessionError(
+                f"session {name!r}: the {label} split is empty ({n_trials} trials with valid bins, train_val_split "
+                f"{config.train_val_split}); mark more trials, change train_val_split, or label bins with "
+                "Session(split=...)"
+            )
+    return codes

@@ -1,0 +1,340 @@
+"""From dataset configs to the batches of a run, the same whatever the number of processes."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from neurotwin.models.twin import SessionSpec
+
+from neurotwin.batch import Batch
+from neurotwin.config import DatasetConfig, load_dataset_configs
+from neurotwin.data.clips import ClipTable, clip_table, stream
+from neurotwin.data.prepare import Prepared, prepare
+
+from ..samplers import ClipSampler, ContrastWeightedSampler
+
+__all__ = ["ClipLoader", "MultiDatasetDM", "TrainingBatch"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingBatch:
+    """This process's part of one micro-batch.
+
+    Attributes
+    ----------
+    batches
+        Clips, one :class:`~neurotwin.batch.Batch` a session.
+    count
+        Valid (bin, unit) pairs of the whole optimizer step: over all processes and accumulated micro-batches. The
+        loss is divided by it.
+    sessions
+        Sessions in the optimizer step on any process, ascending: the only ones whose readouts change.
+    """
+
+    batches: list[Batch]
+    count: int
+    sessions: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> "TrainingBatch":
+        """The same on another device."""
+        return TrainingBatch([batch.to(device) for batch in self.batches], self.count, self.sessions)
+
+    def pin_memory(self) -> "TrainingBatch":
+        """The same in page-locked memory."""
+        return TrainingBatch([batch.pin_memory() for batch in self.batches], self.count, self.sessions)
+
+
+class ClipLoader:
+    """One epoch of micro-batches, gathered in the background.
+
+    Which clips a step takes is a function of the seed and the step, computed alike on every process; so each knows
+    the loss's denominator and the sessions of the whole step without asking the others.
+
+    Parameters
+    ----------
+    table
+        The clips.
+    sampler
+        Which of them each step takes. Its `step` says where iteration starts, and counts what was consumed.
+    context
+        Frames before the first predicted bin that the model needs.
+    accumulate
+        Micro-batches in an optimizer step. An epoch's last step may have fewer.
+    threads
+        Background threads that gather; 0 gathers in the caller's.
+    pin_memory
+        Put the batches into page-locked memory.
+    """
+
+    def __init__(
+        self,
+        table: ClipTable,
+        sampler: ClipSampler,
+        *,
+        context: int,
+        accumulate: int = 1,
+        threads: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.table, self.sampler, self.context = table, sampler, context
+        self.accumulate, self.threads, self.pin_memory = accumulate, threads, pin_memory
+
+    def __len__(self) -> int:
+        return self.sampler.steps_per_epoch
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        first = self.sampler.step
+        steps = range(first, (first // len(self) + 1) * len(self))
+        for step, batch in zip(steps, ordered_map(self.batch, steps, threads=self.threads), strict=True):
+            self.sampler.step = step + 1
+            yield batch
+
+    def batch(self, step: int) -> TrainingBatch:
+        """This process's part of micro-batch `step` of the run."""
+        rows = np.concatenate([self.sampler.global_indices(s) for s in self._optimizer_step(step)])
+        batch = TrainingBatch(
+            self.table.batches(self.sampler.indices(step), context=self.context),
+            count=int(self.table.count[rows].sum()),
+            sessions=tuple(np.unique(self.table.session[rows]).tolist()),
+        )
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def _optimizer_step(self, step: int) -> range:
+        """The micro-batches that are accumulated with `step`; they do not cross the end of an epoch."""
+        epoch = step // len(self) * len(self)
+        first = epoch + (step - epoch) // self.accumulate * self.accumulate
+        return range(first, min(first + self.accumulate, epoch + len(self)))
+
+
+class StreamLoader:
+    """This process's part of a split, every bin once: what validation reads."""
+
+    def __init__(
+        self, sessions: Sequence[Prepared], split: str, *, context: int, limit: float, rank: int, world_size: int
+    ) -> None:
+        self.sessions, self.split, self.context, self.limit = sessions, split, context, limit
+        self.part = (rank, world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index, prepared in enumerate(self.sessions):
+            for batch in stream(prepared, self.split, context=self.context, part=self.part, limit=self.limit):
+                batch.session = index
+                yield batch
+
+
+class MultiDatasetDM(pl.LightningDataModule):
+    """Sessions, their clips and the order in which training takes them.
+
+    Parameters
+    ----------
+    datasets
+        Configs, or the path of a parent file or of a folder of session files.
+    batch_size
+        Predicted bins of a process and micro-batch, taken as ``batch_size // clip_len`` clips, at least one.
+    clip_len
+        Predicted bins of a clip; 1 makes windows. Clips are never longer than the longest trial.
+    steps_per_epoch
+        Micro-batches in an epoch.
+    accumulate
+        Micro-batches in an optimizer step.
+    seed
+        Of the order of clips.
+    balance
+        "none": every clip equally often. "session" or "subject": every session or subject equally often.
+    curriculum_steps
+        Micro-batches over which the emphasis on high contrast anneals to none; 0: no curriculum.
+    max_datasets, data_dir
+        See :func:`neurotwin.config.load_dataset_configs`.
+    cache_dir, dtype
+        See :func:`neurotwin.data.prepare.prepare_session`.
+    threads
+        Background threads that gather clips.
+    limit_val
+        Part of the validation to use: a fraction of each session's trials up to 1, or a number of trials above.
+    progress
+        Called with index, number and name before each session is prepared.
+
+    Examples
+    --------
+    >>> dm = MultiDatasetDM("configs/datasets", batch_size=256, steps_per_epoch=100)  # doctest: +SKIP
+    >>> dm.setup()                                                                   # doctest: +SKIP
+    >>> [session.name for session in dm.sessions]                                    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        datasets: str | Path | Sequence[DatasetConfig],
+        *,
+        batch_size: int = 64,
+        clip_len: int = 32,
+        steps_per_epoch: int = 1000,
+        accumulate: int = 1,
+        seed: int = 0,
+        balance: str = "none",
+        curriculum_steps: int = 0,
+        max_datasets: int | None = None,
+        data_dir: str | Path | None = None,
+        cache_dir: str | Path | None = None,
+        dtype: str = "uint8",
+        threads: int = 1,
+        limit_val: float = 1.0,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("clip_len", clip_len), ("steps_per_epoch", steps_per_epoch)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if balance not in ("none", "session", "subject"):
+            raise ValueError(f"balance must be none, session or subject, not {balance!r}")
+        if isinstance(datasets, str | Path):
+            datasets = load_dataset_configs(datasets, data_dir=data_dir, max_datasets=max_datasets)
+        self.configs = list(datasets)[:max_datasets]
+        self.batch_size, self.clip_len, self.steps_per_epoch = batch_size, clip_len, steps_per_epoch
+        self.accumulate, self.seed, self.balance, self.curriculum_steps = accumulate, seed, balance, curriculum_steps
+        self.cache_dir, self.dtype, self.threads, self.limit_val = cache_dir, dtype, threads, limit_val
+        self.progress = progress
+        self.sessions: list[Prepared] = []
+        self.sampler: ClipSampler | None = None
+        self._table: ClipTable | None = None
+        self._first_step = 0
+
+    def setup(self, stage: str | None = None) -> None:
+        """Prepare the sessions, or map what was prepared before; does nothing the second time."""
+        if not self.sessions:
+            self.sessions = prepare(self.configs, cache_dir=self.cache_dir, dtype=self.dtype, progress=self.progress)
+
+    @property
+    def specs(self) -> list[SessionSpec]:
+        """What a model must know of each session."""
+        self.setup()
+        return [SessionSpec.from_prepared(prepared) for prepared in self.sessions]
+
+    @property
+    def table(self) -> ClipTable:
+        """The training clips."""
+        self.setup()
+        if self._table is None:
+            self._table = clip_table(self.sessions, "train", length=self.clip_len)
+        return self._table
+
+    def mean_counts(self) -> list[torch.Tensor]:
+        """Mean training count per bin of every unit of every session, each (U,)."""
+        self.setup()
+        return [torch.from_numpy(prepared.mean_counts()) for prepared in self.sessions]
+
+    def train_dataloader(self) -> ClipLoader:
+        """Micro-batches from where training stands to the end of its epoch."""
+        rank, world_size = self._process()
+        if self.sampler is None:
+            self.sampler = self._make_sampler(rank, world_size)
+            self.sampler.step = self._first_step
+        return ClipLoader(
+            self.table, self.sampler, context=self._context(), accumulate=self.accumulate, threads=self.threads,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )  # fmt: skip
+
+    def val_dataloader(self) -> StreamLoader:
+        """The validation split, every bin once."""
+        return self._stream("val")
+
+    def test_dataloader(self) -> StreamLoader:
+        """The test split, every bin once."""
+        return self._stream("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; copies from page-locked memory are asynchronous."""
+        return batch.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands."""
+        return {"step": self._first_step if self.sampler is None else self.sampler.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._first_step = state_dict["step"]
+        if self.sampler is not None:
+            self.sampler.step = self._first_step
+
+    def _make_sampler(self, rank: int, world_size: int) -> ClipSampler:
+        table = self.table
+        groups = None
+        if self.balance == "session":
+            groups = table.session
+        elif self.balance == "subject":
+            subjects = [prepared.subject for prepared in self.sessions]
+            groups = np.unique(subjects, return_inverse=True)[1][table.session]
+        shared: dict[str, Any] = {
+            "batch_size": max(1, self.batch_size // table.length), "steps_per_epoch": self.steps_per_epoch,
+            "seed": self.seed, "rank": rank, "world_size": world_size, "groups": groups,
+        }  # fmt: skip
+        if self.curriculum_steps:
+            return ContrastWeightedSampler(
+                len(table), scores=table.contrast, warmup_steps=self.curriculum_steps, **shared
+            )
+        return ClipSampler(len(table), **shared)
+
+    def _stream(self, split: str) -> StreamLoader:
+        self.setup()
+        rank, world_size = self._process()
+        return StreamLoader(
+            self.sessions, split, context=self._context(), limit=self.limit_val, rank=rank, world_size=world_size
+        )
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _context(self) -> int:
+        """Frames that the model needs before a prediction; all lags where no model is attached."""
+        if self.trainer is not None:
+            return self.trainer.lightning_module.twin.context
+        return self.sessions[0].n_lags - 1
+
+
+def ordered_map(function: Callable[[int], Any], items: Sequence[int], *, threads: int) -> Iterator[Any]:
+    """Yield ``function(item)`` in order, computed up to two items ahead in background threads.
+
+    An exception in a thread is raised where its result is due.
+    """
+    if threads == 0:
+        yield from map(function, items)
+        return
+    slots: list[queue.Queue] = [queue.Queue(maxsize=2) for _ in range(threads)]
+    stopped = threading.Event()
+
+    def work(first: int) -> None:
+        for item in items[first::threads]:
+            try:
+                result = (function(item), None)
+            except BaseException as error:  # handed to the consumer, who raises it
+                result = (None, error)
+            while not stopped.is_set():
+                try:
+                    slots[first].put(result, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if stopped.is_set() or result[1] is not None:
+                return
+
+    workers = [threading.Thread(target=work, args=(first,), daemon=True) for first in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        for position in range(len(items)):
+            value, error = slots[position % threads].get()
+            if error is not None:
+                raise error
+            yield value
+    finally:
+        stopped.set()
+        for worker in workers:
+            worker.join()

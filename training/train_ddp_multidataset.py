@@ -1,0 +1,300 @@
+"""Train one model on many recording sessions.
+
+    python training/train_ddp_multidataset.py --model_config configs/model.yaml --dataset_configs_path configs/datasets
+
+A run has a folder, CHECKPOINT_DIR/EXPERIMENT_NAME, with its resolved configs (`model.yaml`, `datasets.yaml`), its
+record (`run.json`), `metrics.csv`, `checkpoints/` and, at the end, the table of units (`units.csv`). A folder that
+holds a run is never written to again, except to resume it; a new run goes to a numbered folder beside it.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from neurotwin.analysis.evaluate import evaluate, summarize_table
+from neurotwin.analysis.report import summary_text
+from neurotwin.config import ConfigError, load_dataset_configs, load_model_config
+from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
+from neurotwin.models.twin import load_twin
+from training import MultiDatasetDM, MultiDatasetModel
+from training.callbacks import (
+    CurriculumCallback,
+    EpochHeartbeat,
+    Heartbeat,
+    ModelLogging,
+    SafeCheckpoint,
+    TimeBudgetCallback,
+)
+from training.utils import (
+    USER_ERRORS,
+    GradientSumStrategy,
+    choose_devices,
+    choose_precision,
+    describe_environment,
+    new_run_folder,
+    write_json,
+)
+
+__all__ = ["main", "parse_arguments", "train"]
+
+logger = logging.getLogger("training")
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of the script, with their defaults."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument_group("data and model").add_argument
+    add("--model_config", required=True, help="YAML of the model")
+    add("--dataset_configs_path", required=True, help="parent YAML, or folder of session YAMLs")
+    add("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
+    add("--max_datasets", type=int, default=30, help="use at most the first N sessions (%(default)s)")
+    add("--dset_dtype", default="uint8", choices=("uint8", "bfloat16", "float32"), help="stimulus in storage (%(default)s)")
+    add("--clip_len", type=int, default=32, help="predicted bins of a clip; 1 makes windows (%(default)s)")
+    add("--balance", default="none", choices=("none", "session", "subject"), help="what is drawn equally often (%(default)s)")
+    add("--enable_curriculum", action="store_true", help="high contrast first, annealed over the warm-up epochs")
+    add("--num_workers", type=int, default=1, help="background threads that gather clips (%(default)s)")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--batch_size", type=int, default=64, help="predicted bins of a process and step (%(default)s)")
+    add("--learning_rate", type=float, default=1e-4, help="of readouts and adapters (%(default)s)")
+    add("--core_lr_scale", type=float, default=1.0, help="the core learns with learning_rate times this (%(default)s)")
+    add("--weight_decay", type=float, default=1e-5, help="of weights (%(default)s)")
+    add("--max_epochs", type=int, default=100, help="(%(default)s)")
+    add("--steps_per_epoch", type=int, default=1000, help="(%(default)s)")
+    add("--gradient_clip_val", type=float, default=1.0, help="largest norm of the gradient; 0: any (%(default)s)")
+    add("--accumulate_grad_batches", type=int, default=1, help="batches in an optimizer step (%(default)s)")
+    kinds = ("none", "step", "plateau", "cosine", "cosine_warmup", "cosine_warmup_restart")
+    add("--lr_scheduler", default="none", choices=kinds, help="(%(default)s)")
+    add("--warmup_epochs", type=int, default=5, help="of the learning rate and of the curriculum (%(default)s)")
+    add("--restart_period", type=int, help="epochs between restarts of cosine_warmup_restart")
+    add("--early_stopping_patience", type=int, help="epochs without a better validation BPS; default: never stop")
+    add("--early_stopping_min_delta", type=float, default=0.0, help="(%(default)s)")
+    add("--limit_val_batches", type=float, default=1.0, help="fraction of each session's validation trials, or a number above 1")
+    add("--time_budget_minutes", type=float, help="stop in time for the final validation")
+    add("--pretrained_checkpoint", help="start from the core of a trained model")
+    add("--freeze_vision", action="store_true", help="do not train frontend and convnet; needs --pretrained_checkpoint")
+    add("--seed", type=int, default=0, help="of weights and of the order of clips (%(default)s)")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="(%(default)s)")
+    add("--num_gpus", type=int, help="GPUs, or processes on the CPU; default: all GPUs, or one process")
+    add("--gpu_ids", type=_numbers, help="which GPUs, such as 0,2")
+    add("--num_nodes", type=int, default=1, help="(%(default)s)")
+    precisions = ("bf16", "16", "32", "16-mixed", "bf16-mixed")
+    add("--precision", default="bf16-mixed", choices=precisions, help="on GPUs; the CPU computes in 32 (%(default)s)")
+    add("--compile", action="store_true", help="compile the core with torch.compile")
+
+    add = parser.add_argument_group("record").add_argument
+    add("--project_name", default="multidataset", help="project in W&B (%(default)s)")
+    add("--experiment_name", help="name of the run; default: the model config's file name")
+    add("--checkpoint_dir", default="./checkpoints", help="where run folders are made (%(default)s)")
+    add("--ckpt_path", help="resume from this checkpoint, in a new run folder")
+    add("--resume", choices=("auto",), help="continue the latest run of this name, if there is one")
+    add("--logger", type=lambda text: text.split(","), default=["csv", "tensorboard"], help="of csv, tensorboard, wandb")
+    add("--enable_logging", action="store_true", help="log figures of the model")
+    add("--fast_log_interval", type=int, default=5, help="epochs between figures of kernels and readouts (%(default)s)")
+    add("--slow_log_interval", type=int, default=10, help="epochs between figures of predictions (%(default)s)")
+    add("--log_dataset_idx", type=int, default=0, help="session shown in figures (%(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.freeze_vision and not arguments.pretrained_checkpoint:
+        parser.error("--freeze_vision would freeze random weights; give --pretrained_checkpoint as well")
+    if unknown := set(arguments.logger) - {"csv", "tensorboard", "wandb"}:
+        parser.error(f"--logger {','.join(sorted(unknown))}: use csv, tensorboard, wandb or several, such as csv,wandb")
+    if arguments.resume and arguments.ckpt_path:
+        parser.error("--resume auto and --ckpt_path: give one of them")
+    return arguments
+
+
+def train(arguments: argparse.Namespace) -> Path:
+    """Train as the flags say, and return the run's folder."""
+    accelerator, devices = choose_devices(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids)
+    model_config = load_model_config(arguments.model_config)
+    data = make_data(arguments)
+    model = MultiDatasetModel(
+        model_config,
+        data.specs,
+        mean_counts=data.mean_counts(),
+        learning_rate=arguments.learning_rate,
+        core_lr_scale=arguments.core_lr_scale,
+        weight_decay=arguments.weight_decay,
+        lr_scheduler=arguments.lr_scheduler,
+        warmup_epochs=arguments.warmup_epochs,
+        restart_period=arguments.restart_period,
+        pretrained_checkpoint=arguments.pretrained_checkpoint,
+        freeze_vision=arguments.freeze_vision,
+        compile=arguments.compile,
+        seed=arguments.seed,
+    )
+    if not 0 <= arguments.log_dataset_idx < len(data.sessions):
+        raise ValueError(f"--log_dataset_idx {arguments.log_dataset_idx}: there are {len(data.sessions)} sessions")
+    name = arguments.experiment_name or Path(arguments.model_config).stem
+    folder, checkpoint = run_folder(arguments, name)
+    n_devices = devices if isinstance(devices, int) else len(devices)
+    several = n_devices * arguments.num_nodes > 1
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=arguments.num_nodes,
+        strategy=GradientSumStrategy() if several else "auto",
+        precision=choose_precision(arguments.precision, accelerator),
+        max_epochs=arguments.max_epochs,
+        gradient_clip_val=arguments.gradient_clip_val or None,
+        accumulate_grad_batches=arguments.accumulate_grad_batches,
+        callbacks=make_callbacks(arguments, folder),
+        logger=make_loggers(arguments, folder, name),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        log_every_n_steps=min(50, arguments.steps_per_epoch),
+        default_root_dir=folder,
+    )
+    record = {
+        "name": name, "model_config": str(arguments.model_config), "seed": arguments.seed,
+        "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
+        "environment": describe_environment(), "sessions": [prepared.name for prepared in data.sessions],
+    }  # fmt: skip
+    write_record(folder, record, model, data)
+    began = time.monotonic()
+    trainer.fit(model, data, ckpt_path=checkpoint)
+    if trainer.is_global_zero:
+        finish(trainer, data, folder, record | {"wall_s": time.monotonic() - began})
+    return folder
+
+
+def make_data(arguments: argparse.Namespace) -> MultiDatasetDM:
+    """The sessions, prepared; demo sessions that do not exist yet are made."""
+    configs = load_dataset_configs(
+        arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
+    )
+    absent = [config for config in configs if not Path(config.path).exists() and config.session in DEMO_SESSIONS]
+    if absent:
+        folder = Path(absent[0].path).parent
+        logger.info("simulating the demo sessions %s in %s", ", ".join(c.session for c in absent), folder)
+        make_demo_sessions(folder, [config.session for config in absent])
+    data = MultiDatasetDM(
+        configs,
+        batch_size=arguments.batch_size,
+        clip_len=arguments.clip_len,
+        steps_per_epoch=arguments.steps_per_epoch,
+        accumulate=arguments.accumulate_grad_batches,
+        seed=arguments.seed,
+        balance=arguments.balance,
+        curriculum_steps=arguments.warmup_epochs * arguments.steps_per_epoch if arguments.enable_curriculum else 0,
+        dtype=arguments.dset_dtype,
+        threads=arguments.num_workers,
+        limit_val=arguments.limit_val_batches,
+        progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
+    )
+    data.setup()
+    return data
+
+
+def make_callbacks(arguments: argparse.Namespace, folder: Path) -> list[pl.Callback]:
+    """What the flags ask for, besides the loop."""
+    callbacks: list[pl.Callback] = [
+        SafeCheckpoint(folder / "checkpoints", monitor="val_bps", mode="max"),
+        EpochHeartbeat(),
+        Heartbeat(),
+        LearningRateMonitor("step"),
+    ]
+    if sys.stderr.isatty():
+        callbacks.append(RichProgressBar())
+    if arguments.enable_curriculum:
+        callbacks.append(CurriculumCallback())
+    if arguments.time_budget_minutes:
+        callbacks.append(TimeBudgetCallback(arguments.time_budget_minutes))
+    if arguments.early_stopping_patience is not None:
+        callbacks.append(
+            EarlyStopping(
+                "val_bps",
+                mode="max",
+                patience=arguments.early_stopping_patience,
+                min_delta=arguments.early_stopping_min_delta,
+            )
+        )
+    if arguments.enable_logging:
+        callbacks.append(
+            ModelLogging(
+                folder / "figures",
+                fast_interval=arguments.fast_log_interval,
+                slow_interval=arguments.slow_log_interval,
+                session=arguments.log_dataset_idx,
+            )
+        )
+    return callbacks
+
+
+def make_loggers(arguments: argparse.Namespace, folder: Path, name: str) -> list[Logger]:
+    """The loggers of `--logger`, all in the run's folder."""
+    loggers: list[Logger] = []
+    if "csv" in arguments.logger:
+        loggers.append(CSVLogger(folder, name="", version=""))
+    if "tensorboard" in arguments.logger:
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    if "wandb" in arguments.logger:
+        try:
+            import wandb  # noqa: F401  (an extra, only needed here)
+        except ImportError:
+            raise ValueError("--logger wandb needs the extra: pip install 'neurotwin[wandb]'") from None
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(WandbLogger(name=name, project=arguments.project_name, save_dir=folder))
+    return loggers
+
+
+def run_folder(arguments: argparse.Namespace, name: str) -> tuple[Path, str | None]:
+    """The run's folder and the checkpoint to start from, the same on every process."""
+    ...
+
+
+@rank_zero_only
+def write_record(folder: Path, record: dict[str, Any], model: MultiDatasetModel, data: MultiDatasetDM) -> None:
+    """Write the resolved configs and the record before training starts."""
+    for file, value in (
+        ("model.yaml", model.twin.config.model_dump(mode="json", by_alias=True)),
+        ("datasets.yaml", {config.session: config.model_dump(mode="json", by_alias=True) for config in data.configs}),
+    ):
+        (folder / file).write_text(yaml.safe_dump(value, sort_keys=False))
+    write_json(folder / "run.json", record)
+
+
+def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict[str, Any]) -> None:
+    """Evaluate the best checkpoint on the validation split, write and show the table."""
+    best = folder / "checkpoints" / "best.ckpt"
+    table = evaluate(load_twin(best if best.exists() else folder / "checkpoints" / "last.ckpt"), data.sessions, "val")
+    table.write(folder / "units.csv")
+    write_json(folder / "run.json", record | {"epochs": trainer.current_epoch, "steps": trainer.global_step})
+    logger.info("%s\n%s", folder, summary_text(table))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script: 0 when trained, 2 with one line when something asked for is not possible."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    try:
+        train(parse_arguments(argv))
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
