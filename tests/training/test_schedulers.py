@@ -1,0 +1,117 @@
+"""Learning rates against torch's schedulers, closed forms and hand-worked values."""
+
+import math
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, ReduceLROnPlateau, StepLR
+
+from training.schedulers import SCHEDULES, make_scheduler
+
+LENGTH = {"max_epochs": 6, "steps_per_epoch": 5}
+
+
+def optimizer_of(*rates: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in rates])
+
+
+def run(optimizer, scheduler, steps: int) -> list[list[float]]:
+    rates = []
+    for _ in range(steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def rates(kind: str, steps: int = 30, base=(0.4,), **kwargs) -> list[list[float]]:
+    optimizer = optimizer_of(*base)
+    return run(optimizer, make_scheduler(optimizer, kind, **{**LENGTH, **kwargs})["scheduler"], steps)
+
+
+def test_none_is_no_scheduler():
+    assert make_scheduler(optimizer_of(0.1), "none", **LENGTH) is None
+
+
+def test_cosine_is_that_of_torch():
+    optimizer = optimizer_of(0.4)
+    expected = run(optimizer, CosineAnnealingLR(optimizer, T_max=30), 30)
+    torch.testing.assert_close(rates("cosine"), expected)
+
+
+def test_step_is_that_of_torch():
+    optimizer = optimizer_of(0.4)
+    torch.testing.assert_close(rates("step"), run(optimizer, StepLR(optimizer, 10, 0.1), 30))
+
+
+def test_restarts_are_those_of_torch_after_the_warmup():
+    optimizer = optimizer_of(0.4)
+    expected = run(optimizer, CosineAnnealingWarmRestarts(optimizer, T_0=10), 20)
+    found = rates("cosine_warmup_restart", warmup_epochs=2, restart_period=2)
+    torch.testing.assert_close(found[10:], expected)
+    torch.testing.assert_close(found[:10], [[0.4 * (s + 1) / 10] for s in range(10)])
+
+
+def test_warmup_by_hand():
+    found = [rate for (rate,) in rates("cosine_warmup", warmup_epochs=1, steps_per_epoch=2, max_epochs=3, steps=6)]
+    half = 0.5 * (1 + math.cos(math.pi / 4))
+    torch.testing.assert_close(found, [0.2, 0.4, 0.4, 0.4 * half, 0.2, 0.4 * (1 - half)])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SCHEDULES if kind not in ("none", "plateau")])
+def test_groups_keep_their_ratio_and_the_rate_stays_positive_and_bounded(kind):
+    for core, readout in rates(kind, base=(0.1, 0.4), warmup_epochs=2, steps=50):
+        assert 0 < readout <= 0.4
+        assert core == pytest.approx(readout / 4)
+
+
+@pytest.mark.parametrize("kind", ["step", "cosine", "cosine_warmup", "cosine_warmup_restart"])
+def test_the_rate_changes_within_epochs_and_stays_after_the_last(kind):
+    found = rates(kind, steps=40, warmup_epochs=2, steps_per_epoch=5, restart_period=2)
+    assert found[29:] == [found[29]] * 11
+    if kind != "step":
+        assert len({rate for (rate,) in found[10:15]}) == 5
+
+
+def test_default_period_is_a_quarter_of_the_epochs_after_the_warmup():
+    full = [s for s, (rate,) in enumerate(rates("cosine_warmup_restart", steps=30, warmup_epochs=2)) if rate == 0.4]
+    assert full == [9, 10, 15, 20, 25]
+
+
+def test_plateau_halves_after_six_validations_without_progress():
+    optimizer = optimizer_of(0.4, 0.8)
+    config = make_scheduler(optimizer, "plateau", **LENGTH)
+    assert isinstance(config["scheduler"], ReduceLROnPlateau)
+    assert (config["interval"], config["monitor"]) == ("epoch", "val_loss")
+    for loss in [1.0, 0.5] + [0.6] * 6:
+        assert [group["lr"] for group in optimizer.param_groups] == [0.4, 0.8]
+        config["scheduler"].step(loss)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.4]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SCHEDULES if kind not in ("none", "plateau")])
+def test_a_resumed_schedule_goes_on(kind, tmp_path):
+    whole = rates(kind, warmup_epochs=2)
+    optimizer = optimizer_of(0.4)
+    scheduler = make_scheduler(optimizer, kind, **LENGTH, warmup_epochs=2)["scheduler"]
+    run(optimizer, scheduler, 13)
+    torch.save([optimizer.state_dict(), scheduler.state_dict()], tmp_path / "state.pt")
+    optimizer = optimizer_of(0.4)
+    scheduler = make_scheduler(optimizer, kind, **LENGTH, warmup_epochs=2)["scheduler"]
+    for part, state in zip((optimizer, scheduler), torch.load(tmp_path / "state.pt", weights_only=True), strict=True):
+        part.load_state_dict(state)
+    assert run(optimizer, scheduler, 17) == whole[13:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("cosin", {}, "did you mean 'cosine'"),
+        ("cosine_warmup", {"warmup_epochs": 6}, "less than max_epochs"),
+        ("cosine", {"max_epochs": 0}, "positive"),
+        ("cosine_warmup_restart", {"warmup_epochs": 1, "restart_period": -1}, "restart_period -1"),
+    ],
+)
+def test_impossible_schedules_are_refused(kind, change, message):
+    with pytest.raises(ValueError, match=message):
+        make_scheduler(optimizer_of(0.1), kind, **{**LENGTH, **change})
