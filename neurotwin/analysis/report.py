@@ -1,0 +1,223 @@
+"""The results of several runs in one table: as text, as markdown, and as a page that needs nothing else."""
+
+import base64
+import csv
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import plots
+from .evaluate import EvaluationError, Table, summarize_table
+
+__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "text_table"]
+
+_RECORD = ("model", "parameters", "wall_s")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says of it.
+
+    Attributes
+    ----------
+    folder
+        The folder.
+    record
+        Its `run.json`: at least `model` (name), `parameters` (number) and `wall_s` (s).
+    table
+        Its `units.csv`, the table of the validation part; None where the run did not get that far.
+    curves
+        Columns of its `metrics.csv` as numbers, NaN where empty; empty where there is none.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    table: Table | None
+    curves: dict[str, np.ndarray]
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run's folder.
+
+    Raises
+    ------
+    EvaluationError
+        If the folder holds no run, or what it holds cannot be read.
+    """
+    folder = Path(folder)
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EvaluationError(f"{folder}: not the folder of a run, it has no run.json") from None
+    except (ValueError, OSError) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error})") from None
+    absent = [key for key in _RECORD if not isinstance(record, dict) or key not in record]
+    if absent:
+        raise EvaluationError(f"{path}: lacks {', '.join(absent)}")
+    units = folder / "units.csv"
+    return Run(folder, record, Table.read(units) if units.exists() else None, _read_curves(folder / "metrics.csv"))
+
+
+def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """One row a run, the values as they are shown; columns that no run fills are left out.
+
+    The mean is over sessions, each one vote, the median over units; a run without a table of units shows "failed".
+    """
+    subjects = dict.fromkeys(subject for run in runs if run.table for subject in run.table["subject"].tolist())
+    rows = []
+    for run in runs:
+        row = {
+            "model": str(run.record["model"]),
+            "parameters": f"{run.record['parameters']:,}",
+            "wall time": _duration(run.record["wall_s"]),
+        }
+        if run.table is None:
+            rows.append(row | {"mean BPS": "failed"})
+            continue
+        groups = {(group.scope, group.name): group for group in summarize_table(run.table)}
+        total = groups["run", ""]
+        fraction = summarize_table(run.table, "fraction_of_oracle")[-1].mean
+        row |= {
+            "mean BPS": _number(total.mean),
+            "median BPS": _number(total.median),
+            "of oracle": "" if math.isnan(fraction) else f"{fraction:.1%}",
+            **{
+                f"BPS {subject}": _number(groups["subject", subject].mean)
+                for subject in subjects
+                if ("subject", subject) in groups
+            },
+            "units": str(total.n),
+            "NaN": str(total.n_nan),
+        }
+        rows.append(row)
+    names = ["model", "parameters", "wall time", "mean BPS", "median BPS", "of oracle"]
+    names += [f"BPS {subject}" for subject in subjects] + ["units", "NaN"]
+    filled = [name for name in names if any(row.get(name) for row in rows)]
+    return [{name: row.get(name, "") for name in filled} for row in rows]
+
+
+def text_table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows as aligned text: the first column to the left, the others to the right.
+
+    Examples
+    --------
+    >>> print(text_table([{"model": "ln", "mean BPS": "0.310"}, {"model": "resnet", "mean BPS": "0.452"}]))
+    model   mean BPS
+    ------  --------
+    ln         0.310
+    resnet     0.452
+    """
+    names = list(rows[0])
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            cell.ljust(widths[name]) if index == 0 else cell.rjust(widths[name])
+            for index, (name, cell) in enumerate(zip(names, cells, strict=True))
+        )
+        return "  ".join([first, *rest]).rstrip()
+
+    return "\n".join([line(names), line(["-" * widths[n] for n in names]), *(line(list(row.values())) for row in rows)])
+
+
+def markdown_table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows as a markdown table."""
+    names = list(rows[0])
+    lines = [names, [":--", *["--:"] * (len(names) - 1)], *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines)
+
+
+def html_page(runs: Sequence[Run], title: str = "Runs") -> str:
+    """The table, learning curves, units against their oracle, and the record of each run: one file without links."""
+    rows = report_rows(runs)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row.values()) + "</tr>" for row in rows)
+    parts = [f"<h1>{html.escape(title)}</h1>", f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>']
+    parts.append(
+        "<p>BPS: bits per spike on the validation part. Mean: over sessions, each one vote. Median: over units. Of "
+        "oracle: mean BPS as a share of that of the true rate. NaN: units without a spike, left out.</p>"
+    )
+    drawn = {
+        name: (run.curves["epoch"], run.curves["val_bps"])
+        for name, run in _named(runs)
+        if {"epoch", "val_bps"} <= run.curves.keys()
+    }
+    if drawn:
+        figure = plots.learning_curves(drawn, xlabel="epoch", ylabel="validation, bits per spike")
+        parts.append("<h2>Learning curves</h2>" + _image(figure, "Validation BPS over epochs"))
+    for name, run in _named(runs):
+        parts.append(f"<h2>{html.escape(name)}</h2>")
+        if run.table is not None:
+            parts.append(_image(plots.units_against_oracle(run.table), f"BPS of the units of {name}"))
+        record = html.escape(json.dumps(run.record, indent=2))
+        parts.append(f"<details><summary>{html.escape(str(run.folder))}</summary><pre>{record}</pre></details>")
+    return _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts))
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
+th:first-child, td:first-child { text-align: left }
+th { border-bottom: 2px solid #222 }
+img { max-width: 100%; height: auto }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 12px }
+summary { cursor: pointer; color: #555 }
+"""
+
+
+def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Runs with names that differ: the model's, with the folder's where models share one."""
+    models = [str(run.record["model"]) for run in runs]
+    return [
+        (model if models.count(model) == 1 else f"{model} ({run.folder.name})", run)
+        for model, run in zip(models, runs, strict=True)
+    ]
+
+
+def _image(figure: Any, alt: str) -> str:
+    data = base64.b64encode(plots.png(figure)).decode()
+    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>'
+
+
+def _read_curves(path: Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]} if rows else {}
+    except (TypeError, ValueError) as error:
+        raise EvaluationError(f"{path}: not a table of numbers ({error})") from None
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _number(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{value:.3f}"

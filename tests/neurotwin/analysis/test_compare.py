@@ -1,0 +1,70 @@
+"""Runs are compared by session and unit id, never by position."""
+
+import math
+
+import numpy as np
+import pytest
+
+from neurotwin.analysis.compare import compare, compare_tables
+from neurotwin.analysis.evaluate import METRICS, EvaluationError, Table
+
+
+@pytest.fixture
+def table():
+    rng = np.random.default_rng(0)
+    columns = {
+        "session": np.array(["a_1", "a_1", "b_1"]), "subject": np.array(["a", "a", "b"]),
+        "unit_id": np.array([3, 7, 3]), "spikes": np.array([10.0, 20.0, 30.0]), "bins": np.array([5, 5, 6]),
+    }  # fmt: skip
+    columns |= {name: rng.random(3) for name in METRICS}
+    columns["feve"][1] = np.nan
+    return Table(columns)
+
+
+def changed(table, name, row, value):
+    columns = {key: column.copy() for key, column in table.columns.items()}
+    columns[name][row] = value
+    return Table(columns)
+
+
+def test_the_order_of_rows_does_not_matter(table):
+    result = compare_tables(table, table.where(np.array([2, 0, 1])), tolerance=0)
+    assert result.same and result.n_units == 3 and set(result.largest.values()) == {0.0}
+    assert "the same" in result.text()
+
+
+def test_the_worst_differences_come_first(table):
+    other = changed(changed(changed(table, "bps", 0, table["bps"][0] + 0.01), "d2", 2, 5.0), "bps", 1, np.nan)
+    result = compare_tables(table, other)
+    assert not result.same
+    assert [(d.session, d.unit_id, d.metric) for d in result.differences] == [
+        ("a_1", 7, "bps"), ("b_1", 3, "d2"), ("a_1", 3, "bps")]  # fmt: skip
+    assert math.isinf(result.largest["bps"]) and result.largest["d2"] == pytest.approx(5 - table["d2"][2])
+    assert "b_1/3 d2" in result.text() and "b_1/3 d2" not in result.text(worst=1)
+
+
+@pytest.mark.parametrize(("tolerance", "same"), [(1e-3, True), (1e-5, False)])
+def test_tolerance(table, tolerance, same):
+    assert compare_tables(table, changed(table, "bps", 0, table["bps"][0] + 1e-4), tolerance=tolerance).same is same
+    large = changed(table, "spikes", 0, 1e6)  # relative to what is large
+    assert compare_tables(large, changed(table, "spikes", 0, 1e6 + 100), tolerance=tolerance).same is same
+
+
+def test_missing_units_make_a_difference(table):
+    result = compare_tables(table, table.where(np.array([0, 2])))
+    assert not result.same and result.only_a == (("a_1", 7),) and result.only_b == ()
+    assert "only in the first: a_1/7" in result.text()
+
+
+def test_a_unit_that_occurs_twice_is_refused(table):
+    with pytest.raises(EvaluationError, match="unit 3 of session 'a_1' occurs twice"):
+        compare_tables(table, table.where(np.array([0, 0])))
+
+
+def test_folders_and_files(table, tmp_path):
+    table.write(tmp_path / "run" / "units.csv")
+    changed(table, "bps", 0, 9.0).write(tmp_path / "other.csv")
+    assert compare(tmp_path / "run", tmp_path / "run").same
+    assert not compare(tmp_path / "run", tmp_path / "other.csv").same
+    with pytest.raises(EvaluationError, match="no such run"):
+        compare(tmp_path / "run", tmp_path / "absent")

@@ -1,0 +1,84 @@
+"""The closing table, from folders as a run writes them."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+
+from neurotwin.analysis.evaluate import METRICS, EvaluationError, Table
+from neurotwin.analysis.report import html_page, load_run, markdown_table, report_rows, text_table
+
+
+def write_run(folder, model, *, parameters=1234567, wall_s=83.4, bps=(0.2, 0.4, np.nan, 1.0), oracle=0.8):
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"model": model, "parameters": parameters, "wall_s": wall_s}))
+    if bps is not None:
+        columns = {
+            "session": np.array(["a_1", "a_1", "b_1", "b_1"]), "subject": np.array(["a", "a", "b", "b"]),
+            "unit_id": np.array([3, 7, 3, 4]), "spikes": np.ones(4), "bins": np.ones(4, int),
+            **{name: np.full(4, np.nan) for name in METRICS}, "bps": np.array(bps), "oracle_bps": np.full(4, oracle),
+        }  # fmt: skip
+        Table(columns).write(folder / "units.csv")
+    (folder / "metrics.csv").write_text("epoch,step,train_loss,val_bps\n0,9,,0.1\n0,9,0.5,\n1,19,,0.3\n")
+    return load_run(folder)
+
+
+def test_rows_by_hand(tmp_path):
+    (row,) = report_rows([write_run(tmp_path / "run", "resnet")])
+    assert row == {
+        "model": "resnet", "parameters": "1,234,567", "wall time": "1:23",
+        "mean BPS": "0.650", "median BPS": "0.400", "of oracle": "81.2%",  # sessions 0.3 and 1.0 of 0.8
+        "BPS a": "0.300", "BPS b": "1.000", "units": "3", "NaN": "1",
+    }  # fmt: skip
+
+
+def test_a_run_that_failed_is_a_row_that_says_so(tmp_path):
+    rows = report_rows([write_run(tmp_path / "a", "ln"), write_run(tmp_path / "b", "broken", bps=None)])
+    assert rows[1]["mean BPS"] == "failed" and rows[1]["BPS a"] == ""
+    assert "failed" in text_table(rows).splitlines()[3]
+
+
+def test_columns_that_no_run_fills_are_left_out(tmp_path):
+    (row,) = report_rows([write_run(tmp_path / "run", "resnet", oracle=np.nan)])
+    assert "of oracle" not in row
+
+
+def test_text_is_aligned_and_markdown_has_a_cell_each(tmp_path):
+    runs = [write_run(tmp_path / "a", "a|b", wall_s=7325), write_run(tmp_path / "b", "a long name")]
+    rows = report_rows(runs)
+    lines = text_table(rows).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    assert "2:02:05" in lines[2]
+    table = markdown_table(rows).splitlines()
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(rows[0]) + 1}
+    assert table[1].startswith("| :-- | --: |")
+
+
+def test_the_page_stands_alone(tmp_path):
+    runs = [write_run(tmp_path / "a", "ln <&>"), write_run(tmp_path / "b", "ln <&>"), write_run(tmp_path / "c", "x")]
+    page = html_page(runs, title="My & runs")
+    assert "<title>My &amp; runs</title>" in page and "<&>" not in page
+    assert "ln &lt;&amp;&gt; (a)" in page and "ln &lt;&amp;&gt; (b)" in page  # runs of one model are told apart
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page) and "@import" not in page
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(images) == 4  # learning curves, and units of each run
+    assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
+    assert 'alt="' in page
+
+
+def test_curves_leave_gaps(tmp_path):
+    curves = write_run(tmp_path / "run", "ln").curves
+    np.testing.assert_array_equal(curves["val_bps"], [0.1, np.nan, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [(None, "no run.json"), ("{", "cannot be read"), ('{"model": "x"}', "lacks parameters, wall_s"), ("[]", "lacks")],
+)
+def test_what_is_not_a_run_is_refused(tmp_path, record, message):
+    if record is not None:
+        (tmp_path / "run.json").write_text(record)
+    with pytest.raises(EvaluationError, match=message):
+        load_run(tmp_path)
