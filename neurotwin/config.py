@@ -30,8 +30,8 @@ from pydantic_core import PydanticCustomError
 from torch.nn.modules import activation
 
 __all__ = [
-    "PARAMS",
     "FILTERS",
+    "PARAMS",
     "TRANSFORMS",
     "BlockConfig",
     "ConfigError",
@@ -40,6 +40,7 @@ __all__ = [
     "Params",
     "Part",
     "RegularizerConfig",
+    "json_schemas",
     "load_dataset_configs",
     "load_model_config",
     "nearest",
@@ -83,7 +84,7 @@ def _triple(value: Any) -> Any:
     return (value,) * 3 if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Size = Annotated[tuple[int, int, int], BeforeValidator(_triple)]
+Size = Annotated[tuple[int, int, int], BeforeValidator(_triple, json_schema_input_type=int | tuple[int, int, int])]
 """``[T, H, W]``; a single number means the same on all three axes."""
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -176,11 +177,11 @@ class PoolParams(Params):
 
     @model_validator(mode="after")
     def _only_keys_of_the_type(self) -> "PoolParams":
-        idle = self.model_fields_set - {"type"} - self._KEYS[self.type]
+        keys = {"type"} | self._KEYS[self.type]
+        fields = type(self).model_fields
+        idle = [key for key in fields if key not in keys and getattr(self, key) != fields[key].default]
         if idle:
-            raise ValueError(
-                f"pool type {self.type!r} does not read {sorted(idle)}; it reads {sorted(self._KEYS[self.type])}"
-            )
+            raise ValueError(f"pool type {self.type!r} does not read {idle}; it reads {sorted(self._KEYS[self.type])}")
         if self.spatial_kernel % 2 == 0:
             raise ValueError("spatial_kernel must be odd, or the map shifts")
         return self
@@ -582,7 +583,7 @@ class Part(Strict):
     def _known_type(cls, value: Any) -> Any:
         value = "none" if value is None else value
         known = PARAMS[cls.part]
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise PydanticCustomError(
                 "unknown_type", "unknown {part} type '{type}'; {hint}",
                 {"part": cls.part, "type": str(value), "hint": nearest(str(value), list(known))},
@@ -601,6 +602,22 @@ class Part(Strict):
             return kind.model_validate({} if value is None else value)
         except ValidationError as error:
             raise PydanticCustomError("nested", "{text}", {"text": str(error), "errors": error.errors()}) from None
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """The keys that `params` may have depend on `type`."""
+        reference = handler(core_schema)
+        schema, default = handler.resolve_ref_schema(reference), cls.model_fields["type"].default
+        null = {"type": "null"}
+        schema["properties"] = {"type": {"enum": list(PARAMS[cls.part]), "default": default}, "params": {}}
+        schema["allOf"] = [
+            {
+                "if": {"properties": {"type": {"const": name}}, "required": [] if name == default else ["type"]},
+                "then": {"properties": {"params": {"anyOf": [handler(kind.__pydantic_core_schema__), null]}}},
+            }
+            for name, kind in PARAMS[cls.part].items()
+        ]
+        return reference
 
 
 class Adapter(Part):
@@ -655,6 +672,10 @@ class ScheduleConfig(Strict):
     @classmethod
     def _accept_kind(cls, data: Any) -> Any:
         return {"kind": data} if isinstance(data, str) else data
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [{"enum": list(cls.model_fields["kind"].annotation.__args__)}, handler(core_schema)]}
 
     @model_validator(mode="after")
     def _check(self) -> "ScheduleConfig":
@@ -743,7 +764,9 @@ def _lags(value: Any) -> Any:
     return tuple(lags)
 
 
-Lags = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_lags)]
+Lags = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_lags, json_schema_input_type=int | str | list[int | str])
+]
 
 
 class LagsConfig(Strict):
@@ -924,6 +947,14 @@ class Op(Strict):
             details = {"text": str(error), "errors": error.errors(), "under": name}
             raise PydanticCustomError("nested", "{text}", details) from None
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """A name, or one name with its parameters."""
+        null = {"type": "null"}
+        entries = {name: {"anyOf": [handler(kind.__pydantic_core_schema__), null]} for name, kind in cls.table.items()}
+        one = {"type": "object", "properties": entries, "additionalProperties": False, "maxProperties": 1}
+        return {"anyOf": [{"enum": list(cls.table)}, one | {"minProperties": 1}]}
+
 
 class TransformOp(Op):
     table = TRANSFORMS
@@ -933,6 +964,9 @@ class TransformOp(Op):
 class FilterOp(Op):
     table = FILTERS
     kind = "filter"
+
+
+EXPOSED = ("stim", "robs", "behavior")
 
 
 class TransformConfig(Strict):
@@ -992,9 +1026,9 @@ class DatasetConfig(Strict):
         for name, transform in self.transforms.items():
             outputs.setdefault(transform.expose_as or name, []).append(name)
         for output, names in outputs.items():
-            if output not in ("stim", "robs", "behavior"):
+            if output not in EXPOSED:
                 raise ValueError(
-                    f"transforms.{names[0]} exposes {output!r}, which nothing reads; {nearest(output, ['stim', 'robs', 'behavior'])}"
+                    f"transforms.{names[0]} exposes {output!r}, which nothing reads; {nearest(output, EXPOSED)}"
                 )
             if len(names) > 1 and not all(self.transforms[name].concatenate for name in names):
                 raise ValueError(f"transforms {names} are all exposed as {output!r}; set concatenate: true in each")
@@ -1012,6 +1046,17 @@ class DatasetConfig(Strict):
 # --------------------------------------------------------------------------------------------------------------------
 # Files
 # --------------------------------------------------------------------------------------------------------------------
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schemas of the files by name, `model` and `dataset`, from which editors complete and check the YAML.
+
+    A dataset file is a session's or a parent's, so its schema has the keys of both.
+    """
+    dataset, parent = DatasetConfig.model_json_schema(), ParentConfig.model_json_schema()
+    dataset["properties"] |= parent["properties"]
+    schemas = {"model": ModelConfig.model_json_schema(), "dataset": dataset}
+    return {name: {"$schema": "https://json-schema.org/draft/2020-12/schema"} | s for name, s in schemas.items()}
 
 
 def load_model_config(path: str | Path) -> ModelConfig:
@@ -1058,6 +1103,10 @@ def load_dataset_configs(
         files, parent, base = [path], {}, None
         if "sessions" in data or "session_dir" in data:
             keys = set(ParentConfig.model_fields)
+            known = [*keys, *DatasetConfig.model_fields]
+            for key in data:
+                if key not in known:
+                    raise ConfigError(f"{path}:{_line(node, [key])}: unknown key {key!r}; {nearest(str(key), known)}")
             head = _validate(ParentConfig, {k: v for k, v in data.items() if k in keys}, path, node)
             parent = {k: v for k, v in data.items() if k not in keys}
             _validate(DatasetConfig, parent, path, node)

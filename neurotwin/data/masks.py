@@ -53,7 +53,7 @@ def valid_counts(
                 case MissingPct(threshold=threshold):
                     if missing_pct is None:
                         raise SessionError(
-                            f"session {name!r}: datafilters.{key} asks for missing_pct, which the session does not have; "
+                            f"session {name!r}: datafilters.{key} asks for missing_pct, which it does not have; "
                             "remove the filter or give Session(missing_pct=...)"
                         )
                     mask &= missing_below(missing_pct, threshold)

@@ -157,8 +157,8 @@ def prepare(
     for other in sessions[1:]:
         if abs(other.bin_rate - first.bin_rate) > 1e-6 * first.bin_rate:
             raise SessionError(
-                f"sessions {first.name!r} and {other.name!r} have {first.bin_rate:g} and {other.bin_rate:g} bins a second; "
-                "set `sampling` so that all have one rate"
+                f"sessions {first.name!r} and {other.name!r} have {first.bin_rate:g} and {other.bin_rate:g} bins a "
+                "second; set `sampling` so that all have one rate"
             )
         if (other.n_lags, other.n_history) != (first.n_lags, first.n_history):
             raise SessionError(
@@ -330,7 +330,7 @@ def _resampling(session: Session, config: DatasetConfig) -> tuple[int, float]:
 
 
 def _bins(session: Session, config: DatasetConfig, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """First recorded bin of every modelled one, and the runs of modelled bins; bins are counted from each run's start."""
+    """First recorded bin of every modelled one, counted from each run's start, and the runs of modelled bins."""
     names = [str(name) for name in np.unique(session.stimulus_type)]
     types = names if config.types is None else list(config.types)
     for kind in types:
@@ -357,10 +357,8 @@ def _bins(session: Session, config: DatasetConfig, factor: int) -> tuple[np.ndar
 
 def _compact(spikes: np.ndarray) -> np.ndarray:
     """Counts as uint8 where they are whole and small, else as float32."""
-    if np.issubdtype(spikes.dtype, np.integer) or np.array_equal(spikes, np.round(spikes)):
-        if spikes.max(initial=0) <= 255:
-            return spikes.astype(np.uint8)
-    return spikes.astype(np.float32)
+    small = spikes.max(initial=0) <= 255 and np.array_equal(spikes, np.round(spikes))
+    return spikes.astype(np.uint8 if small else np.float32)
 
 
 def _contrast(stimulus: np.ndarray, frames: np.ndarray, block: int = 4096) -> np.ndarray:

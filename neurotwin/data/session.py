@@ -211,7 +211,8 @@ class Session:
         for key, value in per_bin.items():
             self._require(
                 value is None or len(value) == self.n_bins,
-                f"{key} has {0 if value is None else len(value)} bins where the stimulus has {self.n_bins}; align them first",
+                f"{key} has {0 if value is None else len(value)} bins where the stimulus has {self.n_bins}; "
+                "align them first",
             )
         per_unit = {"unit_ids": self.unit_ids, "unit_positions": self.unit_positions}
         per_unit |= {

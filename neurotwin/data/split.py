@@ -16,8 +16,8 @@ def split_bins(
     """Split of every bin: index into ``("train", "val", "test")``, or -1 for none, (T,) int8.
 
     Bins that the session labels are taken as they are. For the others whole trials are drawn, among those with a
-    usable bin, so equal trial ids stay together. The permutation depends on the seed and the session's name, so that sessions are
-    not permuted alike, and on nothing else.
+    usable bin, so equal trial ids stay together. The permutation depends on the seed and the session's name, so that
+    sessions are not permuted alike, and on nothing else.
 
     Parameters
     ----------

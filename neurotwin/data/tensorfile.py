@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["TensorFileError", "load_arrays", "save_arrays", "write_arrays", "verify_arrays"]
+__all__ = ["TensorFileError", "load_arrays", "save_arrays", "verify_arrays", "write_arrays"]
 
 _DTYPES = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
