@@ -15,9 +15,9 @@ import numpy as np
 from . import plots
 from .evaluate import EvaluationError, Table, summarize_table
 
-__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "text_table"]
+__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "summary_text", "text_table"]
 
-_RECORD = ("model", "parameters", "wall_s")
+_RECORD = ("name", "parameters")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Run:
     folder
         The folder.
     record
-        Its `run.json`: at least `model` (name), `parameters` (number) and `wall_s` (s).
+        Its `run.json`: at least `name` and `parameters` (their number); `wall_s` (s) once it has ended.
     table
         Its `units.csv`, the table of the validation part; None where the run did not get that far.
     curves
@@ -74,9 +74,9 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     rows = []
     for run in runs:
         row = {
-            "model": str(run.record["model"]),
+            "model": str(run.record["name"]),
             "parameters": f"{run.record['parameters']:,}",
-            "wall time": _duration(run.record["wall_s"]),
+            "wall time": _duration(run.record["wall_s"]) if "wall_s" in run.record else "",
         }
         if run.table is None:
             rows.append(row | {"mean BPS": "failed"})
@@ -87,7 +87,7 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
         row |= {
             "mean BPS": _number(total.mean),
             "median BPS": _number(total.median),
-            "of oracle": "" if math.isnan(fraction) else f"{fraction:.1%}",
+            "of oracle": _percent(fraction),
             **{
                 f"BPS {subject}": _number(groups["subject", subject].mean)
                 for subject in subjects
@@ -101,6 +101,22 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     names += [f"BPS {subject}" for subject in subjects] + ["units", "NaN"]
     filled = [name for name in names if any(row.get(name) for row in rows)]
     return [{name: row.get(name, "") for name in filled} for row in rows]
+
+
+def summary_text(table: Table) -> str:
+    """The figures of sessions, subjects and the run, as text; those that no unit has are left out."""
+    metrics = {"mean BPS": "bps", "D²": "d2", "r": "correlation", "CC_norm": "cc_norm", "FEVE": "feve"}
+    groups = {title: summarize_table(table, metric) for title, metric in metrics.items()}
+    fractions = summarize_table(table, "fraction_of_oracle")
+    rows = []
+    for index, bps in enumerate(groups["mean BPS"]):
+        row = {"": f"{bps.scope} {bps.name}".strip(), "mean BPS": _number(bps.mean), "median BPS": _number(bps.median)}
+        row["of oracle"] = _percent(fractions[index].mean)
+        row |= {title: _number(groups[title][index].mean) for title in metrics if groups[title][-1].n}
+        rows.append(row | {"units": str(bps.n), "NaN": str(bps.n_nan)})
+    if math.isnan(fractions[-1].mean):
+        rows = [{title: cell for title, cell in row.items() if title != "of oracle"} for row in rows]
+    return text_table(rows)
 
 
 def text_table(rows: Sequence[dict[str, str]]) -> str:
@@ -190,7 +206,7 @@ summary { cursor: pointer; color: #555 }
 
 def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
     """Runs with names that differ: the model's, with the folder's where models share one."""
-    models = [str(run.record["model"]) for run in runs]
+    models = [str(run.record["name"]) for run in runs]
     return [
         (model if models.count(model) == 1 else f"{model} ({run.folder.name})", run)
         for model, run in zip(models, runs, strict=True)
@@ -217,6 +233,10 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _percent(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1%}"
 
 
 def _number(value: float) -> str:

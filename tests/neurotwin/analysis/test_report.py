@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from neurotwin.analysis.evaluate import METRICS, EvaluationError, Table
-from neurotwin.analysis.report import html_page, load_run, markdown_table, report_rows, text_table
+from neurotwin.analysis.report import html_page, load_run, markdown_table, report_rows, summary_text, text_table
 
 
 def write_run(folder, model, *, parameters=1234567, wall_s=83.4, bps=(0.2, 0.4, np.nan, 1.0), oracle=0.8):
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"model": model, "parameters": parameters, "wall_s": wall_s}))
+    (folder / "run.json").write_text(json.dumps({"name": model, "parameters": parameters, "wall_s": wall_s}))
     if bps is not None:
         columns = {
             "session": np.array(["a_1", "a_1", "b_1", "b_1"]), "subject": np.array(["a", "a", "b", "b"]),
@@ -75,10 +75,25 @@ def test_curves_leave_gaps(tmp_path):
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [(None, "no run.json"), ("{", "cannot be read"), ('{"model": "x"}', "lacks parameters, wall_s"), ("[]", "lacks")],
+    [(None, "no run.json"), ("{", "cannot be read"), ('{"name": "x"}', "lacks parameters"), ("[]", "lacks")],
 )
 def test_what_is_not_a_run_is_refused(tmp_path, record, message):
     if record is not None:
         (tmp_path / "run.json").write_text(record)
     with pytest.raises(EvaluationError, match=message):
         load_run(tmp_path)
+
+
+def test_summary_of_a_table(tmp_path):
+    table = write_run(tmp_path / "run", "ln").table
+    lines = summary_text(table).splitlines()
+    assert lines[0].split() == ["mean", "BPS", "median", "BPS", "of", "oracle", "units", "NaN"]  # no figure has repeats
+    names = ["session a_1", "session b_1", "subject a", "subject b"]
+    assert [" ".join(line.split()[:2]) for line in lines[2:6]] == names
+    assert lines[6].split() == ["run", "0.650", "0.400", "81.2%", "3", "1"]
+
+
+def test_a_run_that_has_not_ended(tmp_path):
+    (tmp_path / "run.json").write_text('{"name": "ln", "parameters": 7}')
+    (row,) = report_rows([load_run(tmp_path)])
+    assert row == {"model": "ln", "parameters": "7", "mean BPS": "failed"}
