@@ -6,6 +6,7 @@ Static (Willeke et al. 2022): `data/images/N.npy` (C, H, W), `data/responses/N.n
 running speed; `pupil_center` (2, T). Beside them `meta/trials/tiers.npy` and `meta/neurons/*.npy`.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -121,11 +122,12 @@ def _bins(file: Path, length: int, width: int) -> np.ndarray:
 def _repeats(stimulus: list[np.ndarray]) -> np.ndarray:
     """Ids of the frames of trials that were shown more than once; -1 for the others."""
     contents = [frames.tobytes() for frames in stimulus]
+    shown = Counter(contents)
     first = {content: number for number, content in reversed(list(enumerate(contents)))}
     starts = np.cumsum([0, *map(len, stimulus)])
     return np.concatenate(
         [
-            np.arange(len(frames)) + starts[first[content]] if contents.count(content) > 1 else np.full(len(frames), -1)
+            np.arange(len(frames)) + starts[first[content]] if shown[content] > 1 else np.full(len(frames), -1)
             for frames, content in zip(stimulus, contents, strict=True)
         ]
     )
