@@ -1,0 +1,1 @@
+"""Models: the stages of a twin, and the twin that composes them."""

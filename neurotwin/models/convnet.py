@@ -1,0 +1,162 @@
+"""Spatio-temporal features: a plain stack of blocks, one with shortcuts, one that keeps all that came before."""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..config import ConfigError, ConvNetParams, DenseNetParams, ResNetParams
+from .layers import Activation, BatchNorm, Block, Maps, Stage, fold_time, inside, normal, unfold_time
+
+__all__ = ["ConvNet", "DenseNet", "ResNet", "Skip"]
+
+
+class ConvNet(Stage):
+    """Blocks one after another, with a stem before the first where the config has one."""
+
+    Params = ConvNetParams
+
+    def __init__(self, params: ConvNetParams, inputs: Maps, *, generator: torch.Generator):
+        super().__init__()
+        self.checkpointing, maps = params.checkpointing, inputs
+        self.stem, self.blocks = None, nn.ModuleList()
+        if params.stem_config is not None:
+            with inside("stem_config"):
+                self.stem = Block(params.stem_config, maps, params.stem_config.out_channels, generator=generator)
+            maps = self.stem.outputs
+        for index, (block, channels) in enumerate(zip(params.blocks, params.channels, strict=True)):
+            with inside(f"block_configs.{index}"):
+                self.blocks.append(
+                    self.stage(Block(block, maps, channels, generator=generator), maps, params, generator)
+                )
+            maps = self.blocks[-1].outputs
+        self.final = Activation(params.final_activation)
+        self.outputs = replace(maps, channels=self.final.channels(maps.channels))
+        self.context = sum(block.context for block in self._all())
+
+    def stage(self, block: Block, inputs: Maps, params: ConvNetParams, generator: torch.Generator) -> Stage:
+        """What is done around a block; here nothing."""
+        return block
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self._all():
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_recompute_contexts, block))
+            else:
+                x = block(x)
+        return self.final(x)
+
+    def _all(self) -> list[nn.Module]:
+        return [*self.blocks] if self.stem is None else [self.stem, *self.blocks]
+
+
+class ResNet(ConvNet):
+    """Blocks with a shortcut around each (He et al. 2016)."""
+
+    Params = ResNetParams
+
+    def stage(self, block: Block, inputs: Maps, params: ResNetParams, generator: torch.Generator) -> Stage:
+        return Residual(block, inputs, params.resnet_post_add_activation or "none", generator=generator)
+
+
+class DenseNet(ConvNet):
+    """Blocks that each append their maps to all that came before (Huang et al. 2017)."""
+
+    Params = DenseNetParams
+
+    def stage(self, block: Block, inputs: Maps, params: DenseNetParams, generator: torch.Generator) -> Stage:
+        return Dense(block, inputs)
+
+
+class Residual(Stage):
+    """block(x) + shortcut(x), then an activation.
+
+    The shortcut is x where channels and size agree, else a 1×1 convolution of the pixels that the block's outputs are
+    centred on.
+    """
+
+    def __init__(self, block: Block, inputs: Maps, activation: str, *, generator: torch.Generator):
+        super().__init__()
+        self.block, self.skip = block, Skip(block, inputs)
+        self.weight = None
+        channels = block.outputs.channels
+        if channels != inputs.channels or block.stride != (1, 1):
+            std = 1 / sqrt(inputs.channels)
+            self.weight = nn.Parameter(normal(channels, inputs.channels, 1, 1, std=std, generator=generator))
+        self.act = Activation(activation)
+        self.context = block.context
+        self.outputs = replace(block.outputs, channels=self.act.channels(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.skip(x)
+        if self.weight is not None:
+            shortcut = unfold_time(F.conv2d(fold_time(shortcut), self.weight), len(x))
+        return self.act(self.block(x) + shortcut)
+
+
+class Dense(Stage):
+    """x and block(x), side by side."""
+
+    def __init__(self, block: Block, inputs: Maps):
+        super().__init__()
+        self.block, self.skip, self.context = block, Skip(block, inputs), block.context
+        self.outputs = replace(block.outputs, channels=inputs.channels + block.outputs.channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.skip(x), self.block(x)], dim=1)
+
+
+class Skip(nn.Module):
+    """The part of a block's input that its outputs are centred on: the newest frames, cropped and strided.
+
+    Around an adaptive pool it is averaged over the pool's regions instead.
+
+    Raises
+    ------
+    ConfigError
+        If outputs are centred outside of the input, because the padding exceeds half of the kernel.
+    """
+
+    def __init__(self, block: Block, inputs: Maps):
+        super().__init__()
+        self.context, self.size, self.crop = block.context, (block.outputs.height, block.outputs.width), None
+        if block.stride is not None:
+            self.crop = []
+            sizes = zip(block.offset, block.stride, self.size, (inputs.height, inputs.width), strict=True)
+            for offset, stride, outputs, size in sizes:
+                first, stop = int(offset), int(offset) + stride * (outputs - 1) + 1
+                if offset < 0 or stop > size:
+                    raise ConfigError(
+                        "conv_params.padding: more than half of the kernel, so that outputs lie outside of the input, "
+                        "where a shortcut has nothing to add; use less"
+                    )
+                self.crop.append(slice(first, stop, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, self.context :]
+        if self.crop is None:
+            return unfold_time(F.adaptive_avg_pool2d(fold_time(x), self.size), len(x))
+        return x[..., self.crop[0], self.crop[1]]
+
+
+def _recompute_contexts(block: nn.Module):
+    """Contexts of the first pass and of the one that recomputes it."""
+    return nullcontext(), _running_averages_frozen(block)
+
+
+@contextmanager
+def _running_averages_frozen(module: nn.Module):
+    """Keep batch norms from counting values twice while a block is recomputed."""
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
+    for norm in norms:
+        norm.frozen = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.frozen = False

@@ -1,0 +1,274 @@
+"""What happens to frames before the convnet: a session's adapter, and filters over time that all pixels share."""
+
+from dataclasses import replace
+from math import log, pi, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import (
+    AdapterParams,
+    ConfigError,
+    ConvFrontendParams,
+    DynamicalAdaptationParams,
+    LearnableTemporalParams,
+    NormParams,
+    TemporalBasisParams,
+)
+from ..data.transforms import raised_cosine_basis
+from .layers import BatchNorm, Block, Kernel, Maps, Stage, normal
+
+__all__ = [
+    "Adapter",
+    "ConvFrontend",
+    "DynamicalAdaptation",
+    "LearnableTemporal",
+    "TemporalBasis",
+    "blur_matrix",
+    "filter_over_time",
+    "temporal_filters",
+]
+
+
+class Adapter(Stage):
+    """Blur frames as much as the sampling grid needs, and sample them on a grid of fixed size.
+
+    With `scale` the grid is the frame magnified about its centre by a learned factor, with `affine` any affine map of
+    it. Along each axis, neighbouring samples are ``pitch`` input pixels apart; what they cannot represent is removed
+    by a Gaussian of σ = max(0, (pitch − 1) / 2) + softplus(·), pixels: the first term is the least that avoids
+    aliasing (the rule of scikit-image), the second is learned. Both depend on the parameters differentiably. At the
+    start the scale is 1 and σ is `init_sigma`, or the least where that is more.
+
+    Blur and bilinear sampling along an axis are one matrix, so that a frame costs two matrix products.
+    """
+
+    Params = AdapterParams
+
+    def __init__(self, params: AdapterParams, inputs: Maps, **_: object):
+        super().__init__()
+        size = params.grid_size
+        self.frame, self.grid = (inputs.height, inputs.width), size
+        self.outputs = replace(inputs, height=size, width=size)
+        self.affine = params.transform == "affine"
+        if self.affine:
+            self.transform = nn.Parameter(torch.eye(2, 3))
+        else:
+            self.log_scale = nn.Parameter(torch.zeros(()))
+        least = max(0.0, (max(self.frame) / size - 1) / 2)
+        learned = max(params.init_sigma - least, 0.05)
+        self.sigma_raw = nn.Parameter(torch.tensor(learned).expm1().log())
+
+    def sigma(self) -> Tensor:
+        """Standard deviation of the blur along y and x, (2,), input pixels."""
+        frame = self.sigma_raw.new_tensor(self.frame)
+        # Spacing of the samples along y and x, in units of the frame's height and width.
+        spread = self.transform[:, :2].norm(dim=1).flip(0) if self.affine else self.log_scale.exp()
+        least = ((spread * frame / self.grid - 1) / 2).clamp_min(0)
+        return least + F.softplus(self.sigma_raw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (blur_matrix(n, s) for n, s in zip(self.frame, self.sigma(), strict=True))
+        if not self.affine:
+            rows, columns = self._sampling(self.frame[0]) @ rows, self._sampling(self.frame[1]) @ columns
+        x = rows.to(x.dtype) @ (x @ columns.t().to(x.dtype))
+        if self.affine:
+            clips, frames = x.shape[0], x.flatten(0, 2)[None]
+            grid = F.affine_grid(self.transform[None], [1, 1, self.grid, self.grid], align_corners=False)
+            grid = grid.to(x.dtype)
+            x = F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
+            x = x[0].unflatten(0, (clips, self.outputs.channels, -1))
+        return x
+
+    def _sampling(self, size: int) -> Tensor:
+        """Bilinear sampling of `size` pixels on the grid, (grid, size)."""
+        pixels = torch.arange(size, device=self.log_scale.device, dtype=self.log_scale.dtype)
+        grid = (2 * torch.arange(self.grid, device=pixels.device) + 1) / self.grid - 1
+        where = (size / 2 * (1 + self.log_scale.exp() * grid) - 0.5).clamp(0, size - 1)
+        return (1 - (where[:, None] - pixels).abs()).relu()
+
+
+class LearnableTemporal(Kernel, Stage):
+    """Learned temporal filters, the same at every pixel, for each input channel.
+
+    With `split_MP` every frame is first split into its low-pass (a Gaussian of σ = 2 pixels, coarse and fast like the
+    magnocellular path) and the residual (parvocellular), and each gets filters of its own.
+    """
+
+    Params = LearnableTemporalParams
+    SPLIT_SIGMA = 2.0
+
+    def __init__(self, params: LearnableTemporalParams, inputs: Maps, *, generator: torch.Generator):
+        sources = inputs.channels * (2 if params.split_MP else 1)
+        filters = temporal_filters(params.init_type, params.num_channels, params.kernel_size, generator=generator)
+        super().__init__(filters.repeat(sources, 1)[:, None, :, None, None], params)
+        self.sources, self.context = sources, params.kernel_size - 1
+        self.outputs = replace(inputs, channels=len(self.weight))
+        self.bias = nn.Parameter(torch.zeros(len(self.weight))) if params.bias else None
+        self.split = params.split_MP
+        if self.split:
+            sigma = torch.tensor(self.SPLIT_SIGMA)
+            self.register_buffer("rows", blur_matrix(inputs.height, sigma), persistent=False)
+            self.register_buffer("columns", blur_matrix(inputs.width, sigma), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.split:
+            low = self.rows.to(x.dtype) @ (x @ self.columns.t().to(x.dtype))
+            x = torch.cat([low, x - low], dim=1)
+        x = filter_over_time(x, self.kernel()[:, 0, :, 0, 0].unflatten(0, (self.sources, -1)))
+        return x if self.bias is None else x + self.bias.view(-1, 1, 1, 1)
+
+
+class TemporalBasis(Stage):
+    """Fixed temporal filters: raised cosines on a logarithmic time axis (Pillow et al. 2008), for each channel."""
+
+    Params = TemporalBasisParams
+
+    def __init__(self, params: TemporalBasisParams, inputs: Maps, **_: object):
+        super().__init__()
+        basis = torch.as_tensor(raised_cosine_basis(params), dtype=torch.get_default_dtype())
+        self.register_buffer("basis", basis.expand(inputs.channels, -1, -1).clone(), persistent=False)
+        self.context = params.history_bins - 1
+        self.outputs = replace(inputs, channels=inputs.channels * len(basis))
+        self.norm = BatchNorm(self.outputs.channels, NormParams()) if params.batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(filter_over_time(x, self.basis))
+
+
+class DynamicalAdaptation(Stage):
+    """Photoreceptors that adapt: r = α y / (1 + β z), y = K_y ∗ s, z = K_z ∗ s (Clark et al. 2013, τ_r → 0).
+
+    K_y(t) ∝ t^n_y exp(−t/τ_y) and K_z = γ K_y + (1 − γ) K, K(t) ∝ t^n_z exp(−t/τ_z), each of sum 1. The model is one
+    of light intensities, s ≥ 0; where a stimulus around 0 would take 1 + β z to 0 or below, 0.1 stands in.
+
+    Parameters learned: those that `learnable_params` names, through their logarithm (γ through its logit).
+    """
+
+    Params = DynamicalAdaptationParams
+    NAMES = ("alpha", "beta", "gamma", "tau_y_ms", "tau_z_ms", "n_y", "n_z")
+
+    def __init__(self, params: DynamicalAdaptationParams, inputs: Maps, **_: object):
+        super().__init__()
+        for side in ("height", "width"):
+            if getattr(params, side) not in (None, getattr(inputs, side)):
+                raise ConfigError(
+                    f"{side}: {getattr(params, side)}, but the frames have {getattr(inputs, side)} pixels"
+                )
+        learned = {True: self.NAMES, False: ()}.get(params.learnable_params, params.learnable_params)
+        for name in self.NAMES:
+            value = float(getattr(params, name))
+            if name in learned and (value <= 0 or (name == "gamma" and value >= 1)):
+                raise ConfigError(f"{name}: {value} is at the border of what it may be; start it inside to learn it")
+            raw = torch.tensor(value)
+            if name in learned:
+                raw = raw.logit() if name == "gamma" else raw.log()
+            self.register_parameter(name, nn.Parameter(raw, requires_grad=True) if name in learned else None)
+            self.register_buffer(f"fixed_{name}", None if name in learned else raw, persistent=False)
+        self.length, self.bin_ms = params.filter_length, 1000 / inputs.bin_rate
+        self.context, self.outputs = params.filter_length - 1, inputs
+
+    def value(self, name: str) -> Tensor:
+        """The present value of a parameter, in the units of the config."""
+        raw = getattr(self, name)
+        if raw is None:
+            return getattr(self, f"fixed_{name}")
+        return raw.sigmoid() if name == "gamma" else raw.exp()
+
+    def filters(self) -> Tensor:
+        """K_y and K_z, (2, filter_length), oldest bin first."""
+        fast = self._gamma_filter(self.value("n_y"), self.value("tau_y_ms"))
+        slow = self._gamma_filter(self.value("n_z"), self.value("tau_z_ms"))
+        gamma = self.value("gamma")
+        return torch.stack([fast, gamma * fast + (1 - gamma) * slow])
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        y, z = filter_over_time(x, self.filters().expand(channels, -1, -1)).unflatten(1, (channels, 2)).unbind(2)
+        return self.value("alpha") * y / (1 + self.value("beta") * z).clamp_min(0.1)
+
+    def _gamma_filter(self, order: Tensor, tau: Tensor) -> Tensor:
+        time = torch.arange(self.length - 1, -1, -1, device=tau.device, dtype=tau.dtype) * self.bin_ms / tau
+        # The floor only keeps the logarithm of the newest bin (t = 0) finite; 0^n is 0 for any order above 0.
+        kernel = torch.exp(order * time.clamp_min(1e-12).log() - time)
+        return kernel / kernel.sum()
+
+
+class ConvFrontend(Block):
+    """One convolution block."""
+
+    Params = ConvFrontendParams
+
+    def __init__(self, params: ConvFrontendParams, inputs: Maps, *, generator: torch.Generator):
+        super().__init__(params, inputs, params.out_channels, generator=generator)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def filter_over_time(x: Tensor, filters: Tensor, block: int = 32) -> Tensor:
+    """Correlate every pixel's time course with filters, as products with a banded matrix.
+
+    Parameters
+    ----------
+    x
+        (B, C, T, H, W).
+    filters
+        (C, F, K), oldest bin first.
+    block
+        Frames of output a product. The matrix grows with its square; few frames are many small products.
+
+    Returns
+    -------
+    Tensor
+        (B, C·F, T − K + 1, H, W), channels-last in memory.
+    """
+    channels, n_filters, taps = filters.shape
+    clips, _, frames, height, width = x.shape
+    pixels, parts = x.flatten(3), []
+    for start in range(0, frames - taps + 1, block):
+        length = min(block, frames - taps + 1 - start)
+        # Row (frame, filter) of the matrix holds the filter, shifted by the frame.
+        shifted = F.pad(filters, (0, length)).repeat(1, 1, length)[..., : length * (length + taps - 1)]
+        matrix = shifted.unflatten(2, (length, -1)).transpose(1, 2).flatten(1, 2)
+        part = matrix.to(x.dtype) @ pixels[:, :, start : start + length + taps - 1]
+        parts.append(part.unflatten(2, (length, n_filters)))
+    y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    y = y.permute(0, 2, 4, 1, 3).reshape(clips, -1, height, width, channels * n_filters)
+    return y.permute(0, 4, 1, 2, 3)
+
+
+def blur_matrix(size: int, sigma: Tensor) -> Tensor:
+    """Gaussian blur of `size` pixels as a matrix (size, size); rows sum to 1, so edges do not darken.
+
+    Differentiable in `sigma`, a scalar in pixels.
+    """
+    pixels = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
+    return (-0.5 * ((pixels[:, None] - pixels) / sigma) ** 2).softmax(dim=1)
+
+
+def temporal_filters(kind: str, number: int, length: int, *, generator: torch.Generator) -> Tensor:
+    """Filters (number, length) to start from, oldest bin first, each of norm 1 (random: on average).
+
+    gaussian_derivatives: derivatives of order 0, 1, 2, ... of a Gaussian, weighted to be orthogonal (Hermite
+    functions), centred a third of the length ago. biphasic: (kt)^n exp(−kt) [1/n! − (kt)²/(n + 2)!] with n = 3
+    (Adelson & Bergen 1985), slower from filter to filter, with alternating sign. identity: the newest bin.
+    """
+    lags = torch.arange(length - 1, -1, -1, dtype=torch.get_default_dtype())
+    if kind == "random":
+        return normal(number, length, std=1 / sqrt(length), generator=generator)
+    if kind == "identity":
+        return (lags == 0).to(lags.dtype).expand(number, -1).clone()
+    if kind == "gaussian_derivatives":
+        time = (lags - length / 3) / max(length / 8, 0.7)
+        functions = [pi**-0.25 * (-(time**2) / 2).exp()]
+        for order in range(1, number):
+            before = functions[-2] * sqrt((order - 1) / order) if order > 1 else 0
+            functions.append(sqrt(2 / order) * time * functions[-1] - before)
+        filters = torch.stack(functions)
+    else:
+        ratio = torch.linspace(0, log(2.5), number).exp()[:, None]
+        time = 16 / max(length, 2) * lags / ratio * 1.5
+        filters = time**3 * (-time).exp() * (1 / 6 - time**2 / 120)
+        filters = filters * (1 - 2 * (torch.arange(number) % 2))[:, None]
+    return filters / filters.norm(dim=1, keepdim=True).clamp_min(1e-12)

@@ -1,0 +1,129 @@
+"""How behaviour enters: encoded for every frame, then appended to, scaling, or driving the features.
+
+A modulator takes features (B, C, T, H, W) and the behaviour (B, T, K) of the same frames.
+"""
+
+from dataclasses import replace
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import ConcatParams, ConfigError, ConvGRUModulatorParams, EncoderParams, FiLMParams
+from .layers import MLP, Maps, Stage, fold_time, linear, normal, unfold_time
+from .recurrent import ConvGRULayer
+
+__all__ = ["Concat", "ConvGRUModulator", "FiLM"]
+
+
+class Concat(Stage):
+    """Append the encoded behaviour as channels, the same at every pixel."""
+
+    Params = ConcatParams
+    takes_behavior = True
+
+    def __init__(self, params: ConcatParams, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
+        super().__init__()
+        self.encoder = _encoder(params.encoder_params, behavior_dim, generator)
+        self.outputs = replace(inputs, channels=inputs.channels + self.encoder.features)
+
+    def forward(self, x: Tensor, behavior: Tensor) -> Tensor:
+        return torch.cat([x, _as_maps(self.encoder(behavior), x)], dim=1)
+
+
+class FiLM(Stage):
+    """(1 + γ) x + β with γ and β linear in the encoded behaviour, for every channel (Perez et al. 2018).
+
+    Both start at 0, so that the features pass unchanged.
+    """
+
+    Params = FiLMParams
+    takes_behavior = True
+
+    def __init__(self, params: FiLMParams, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
+        super().__init__()
+        _require_features(inputs, "film")
+        self.encoder = _encoder(params.encoder_params, behavior_dim, generator)
+        self.head = linear(self.encoder.features, 2 * inputs.channels, generator=generator, scale=0.0)
+        self.outputs = inputs
+
+    def forward(self, x: Tensor, behavior: Tensor) -> Tensor:
+        gain, shift = self.head(self.encoder(behavior)).transpose(1, 2)[..., None, None].chunk(2, dim=1)
+        return x + gain * x + shift
+
+
+class ConvGRUModulator(Stage):
+    """A convolutional GRU over the features, driven by them and the embedded behaviour.
+
+    With :meth:`predict_features`, it also learns to predict the next frame's features from its state, and returns the
+    mean squared error of that (the auxiliary loss that `lambda_pred` weighs).
+    """
+
+    Params = ConvGRUModulatorParams
+    takes_behavior = True
+    is_recurrent = True
+
+    def __init__(self, params: ConvGRUModulatorParams, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
+        super().__init__()
+        _require_features(inputs, "convgru")
+        self.encoder = _encoder(params.encoder_params, behavior_dim, generator)
+        self.embedding = linear(self.encoder.features, params.beh_emb_dim, generator=generator)
+        channels, hidden = inputs.channels, params.hidden_dim
+        self.layer = ConvGRULayer(
+            channels + params.beh_emb_dim, hidden, params.kernel_size,
+            layer_norm=params.use_layer_norm, grad_clip=params.grad_clip_val, generator=generator,
+        )  # fmt: skip
+        self.h0 = nn.Parameter(torch.zeros(hidden, 1, 1)) if params.learnable_h0 else None
+        self.use_residual, self.residual, self.prediction = params.use_residual, None, None
+        if params.use_residual and channels != hidden:
+            weight = normal(hidden, channels, 1, 1, std=1 / sqrt(channels), generator=generator)
+            self.residual = nn.Parameter(weight)
+        self.inputs, self.outputs = inputs, replace(inputs, channels=hidden)
+
+    def predict_features(self, *, generator: torch.Generator) -> None:
+        """Add the head that predicts the next frame's features."""
+        hidden, channels = self.outputs.channels, self.inputs.channels
+        self.prediction = nn.Parameter(normal(channels, hidden, 1, 1, std=1 / sqrt(hidden), generator=generator))
+
+    def forward(
+        self, x: Tensor, behavior: Tensor, state: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        embedded = _as_maps(self.embedding(self.encoder(behavior)), x)
+        if state is None and self.h0 is not None:
+            state = [self.h0.expand(len(x), -1, *x.shape[-2:])]
+        hidden, state = self.layer(torch.cat([x, embedded], dim=1), state)
+        error = None
+        if self.prediction is not None and self.training and x.shape[2] > 1:
+            predicted = _pointwise(hidden[:, :, :-1], self.prediction)
+            # Detached: else the core could please the prediction by making features constant.
+            error = F.mse_loss(predicted, x[:, :, 1:].detach())
+        if self.use_residual:
+            hidden = hidden + (x if self.residual is None else _pointwise(x, self.residual))
+        return hidden, state, error
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _encoder(params: EncoderParams, behavior_dim: int, generator: torch.Generator) -> MLP:
+    return MLP(
+        behavior_dim, params.dims, activation=params.activation, residual=params.residual, dropout=params.dropout,
+        layer_norm=params.use_layer_norm, generator=generator,
+    )  # fmt: skip
+
+
+def _as_maps(features: Tensor, x: Tensor) -> Tensor:
+    """(B, T, F) to (B, F, T, H, W), the same at every pixel; no copy."""
+    return features.transpose(1, 2)[..., None, None].expand(-1, -1, -1, *x.shape[-2:])
+
+
+def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    return unfold_time(F.conv2d(fold_time(x), weight), len(x))
+
+
+def _require_features(inputs: Maps, kind: str) -> None:
+    if inputs.channels == 0:
+        raise ConfigError(
+            f"modulator: {kind} modulates visual features, and initial_input_channels: 0 leaves none; use concat"
+        )

@@ -1,0 +1,318 @@
+"""From features to units: one readout a session, (B, C, T, H, W) to (B, T, U).
+
+Positions are in units of half a map, (x, y) in [-1, 1] from edge to edge of the outermost pixels. Features are pooled
+over space first, for all units in one product; the weighted sum over features comes after, so that there is never a
+map per unit.
+"""
+
+from math import prod, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import (
+    AttentionReadoutParams,
+    ConfigError,
+    FactorizedReadoutParams,
+    GaussianEIReadoutParams,
+    GaussianReadoutParams,
+    HistoryEncoderParams,
+    LinearReadoutParams,
+    PointReadoutParams,
+    ReadoutParams,
+)
+from .layers import Activation, Maps, linear, normal
+
+__all__ = [
+    "AttentionReadout",
+    "FactorizedReadout",
+    "GaussianEIReadout",
+    "GaussianReadout",
+    "LinearReadout",
+    "PointReadout",
+    "Readout",
+    "SpikeHistory",
+    "pixel_centres",
+    "pooled",
+]
+
+
+class Readout(nn.Module):
+    """Base of the readouts: the bias, and the scale at which features start.
+
+    Parameters
+    ----------
+    params
+        The readout's config.
+    inputs
+        The features that come in.
+    n_units
+        U.
+    positions
+        (U, D) coordinates of the units, where known.
+    generator
+        Draws the initial weights.
+    """
+
+    Params: type[ReadoutParams]
+
+    def __init__(
+        self, params: ReadoutParams, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
+        generator: torch.Generator,
+    ):  # fmt: skip
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(n_units)) if params.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        drive = self.drive(x)
+        return drive if self.bias is None else drive + self.bias
+
+    def drive(self, x: Tensor) -> Tensor:
+        """The readout without its bias."""
+        raise NotImplementedError
+
+
+class GaussianReadout(Readout):
+    """Features weighted under one rotated 2-D Gaussian per unit, normalised to sum 1 over the pixels.
+
+    w_u(p) ∝ exp(−½ (p − μ)ᵀ R S⁻² Rᵀ (p − μ)),  rate drive = Σ_c f_uc Σ_p w_u(p) x_c(p) + b_u, with S the two standard
+    deviations sqrt(std² + (half a pixel)²): below half a pixel no gradient would reach the position.
+    """
+
+    Params = GaussianReadoutParams
+
+    def __init__(
+        self, params: GaussianReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
+    ):
+        super().__init__(params, inputs, n_units, generator=generator, **rest)
+        self._place(params, inputs, (n_units,), generator)
+        self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
+
+    def drive(self, x: Tensor) -> Tensor:
+        return torch.einsum("btuc,uc->btu", pooled(x, self.weights()), self.features)
+
+    def weights(self) -> Tensor:
+        """The Gaussians, (..., U, H, W), each of sum 1."""
+        std = (self.std.square() + self.floor**2).sqrt()
+        away = self.grid - self.mean[..., None, None, :]
+        cos, sin = self.theta.cos()[..., None, None], self.theta.sin()[..., None, None]
+        along = (cos * away[..., 0] + sin * away[..., 1]) / std[..., 0, None, None]
+        across = (cos * away[..., 1] - sin * away[..., 0]) / std[..., 1, None, None]
+        exponent = -0.5 * (along.square() + across.square())
+        return exponent.flatten(-2).softmax(dim=-1).view_as(exponent)
+
+    def _place(
+        self, params: GaussianReadoutParams, inputs: Maps, shape: tuple[int, ...], generator: torch.Generator
+    ) -> None:
+        self.floor = 1 / min(inputs.height, inputs.width)
+        self.register_buffer("grid", pixel_centres(inputs.height, inputs.width), persistent=False)
+        std = sqrt(max(params.initial_std**2 - self.floor**2, (0.1 * self.floor) ** 2))
+        centres = normal(shape[-1], 2, std=params.initial_mean_scale, generator=generator)
+        self.mean = nn.Parameter(centres.expand(*shape, 2).clone())
+        self.std = nn.Parameter(torch.full((*shape, 2), std))
+        self.theta = nn.Parameter(torch.zeros(shape))
+
+
+class GaussianEIReadout(GaussianReadout):
+    """An excitatory minus an inhibitory :class:`GaussianReadout`, each with feature weights |f| and its own Gaussian.
+
+    Parameters have a first axis for the two: excitatory, inhibitory.
+    """
+
+    Params = GaussianEIReadoutParams
+
+    def __init__(
+        self, params: GaussianEIReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
+    ):
+        Readout.__init__(self, params, inputs, n_units, generator=generator, **rest)
+        self._place(params, inputs, (2, n_units), generator)
+        features = [_features(n_units, inputs.channels, generator=generator).abs() for _ in range(2)]
+        self.features = nn.Parameter(torch.stack(features))
+
+    def drive(self, x: Tensor) -> Tensor:
+        n_units = self.features.shape[1]
+        maps = pooled(x, self.weights().flatten(0, 1)).unflatten(2, (2, n_units))
+        excitation, inhibition = torch.einsum("bteuc,euc->ebtu", maps, self.features.abs())
+        return excitation - inhibition
+
+
+class LinearReadout(Readout):
+    """One weight for every feature and pixel; `features` is (U, C, H, W)."""
+
+    Params = LinearReadoutParams
+
+    def __init__(self, params: LinearReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
+        super().__init__(params, inputs, n_units, generator=generator, **rest)
+        shape = (n_units, inputs.channels, inputs.height, inputs.width)
+        self.features = nn.Parameter(_features(*shape, generator=generator))
+
+    def drive(self, x: Tensor) -> Tensor:
+        # Both with the channels last: the features are, and the weights are the smaller copy.
+        return F.linear(x.permute(0, 2, 3, 4, 1).flatten(2), self.features.permute(0, 2, 3, 1).flatten(1))
+
+
+class FactorizedReadout(Readout):
+    """A spatial mask times feature weights for each unit (Klindt et al. 2017)."""
+
+    Params = FactorizedReadoutParams
+
+    def __init__(
+        self, params: FactorizedReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
+    ):
+        super().__init__(params, inputs, n_units, generator=generator, **rest)
+        noise, self.normalize = params.init_noise, params.normalize
+        self.mask = nn.Parameter(normal(n_units, inputs.height, inputs.width, std=noise, generator=generator))
+        self.features = nn.Parameter(normal(n_units, inputs.channels, std=noise, generator=generator))
+
+    def drive(self, x: Tensor) -> Tensor:
+        mask = self.mask
+        if self.normalize:
+            mask = mask / mask.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+        return torch.einsum("btuc,uc->btu", pooled(x, mask), self.features)
+
+
+class PointReadout(Readout):
+    """Features at one point per unit, bilinearly interpolated (Lurz et al. 2021).
+
+    In training the point is drawn from N(μ, Σ) for each clip and unit, so that the gradient sees a neighbourhood; in
+    evaluation it is μ. Σ = L Lᵀ with L the 2×2 `std` (full), its diagonal, or one number. With `predict_positions`,
+    μ = tanh(MLP(coordinates of the unit)) instead of a parameter.
+    """
+
+    Params = PointReadoutParams
+
+    def __init__(
+        self, params: PointReadoutParams, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
+        generator: torch.Generator,
+    ):  # fmt: skip
+        super().__init__(params, inputs, n_units, generator=generator)
+        self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
+        size = {"full": (2, 2), "diagonal": (2,), "isotropic": (1,)}[params.covariance]
+        start = torch.eye(2) if params.covariance == "full" else torch.ones(size)
+        self.std = nn.Parameter(params.initial_std * start.expand(n_units, *size).clone())
+        self.covariance, self.predictor = params.covariance, None
+        if not params.predict_positions:
+            self.mean = nn.Parameter(normal(n_units, 2, std=params.initial_mean_scale, generator=generator))
+            return
+        if positions is None:
+            raise ConfigError("predict_positions: the session has no unit_positions; add them, or set it to false")
+        positions = (positions - positions.mean(dim=0)) / positions.std(dim=0, correction=0).clamp_min(1e-6)
+        self.register_buffer("positions", positions, persistent=False)
+        hidden = linear(positions.shape[1], 30, generator=generator)
+        last = linear(30, 2, generator=generator, scale=params.initial_mean_scale)
+        self.predictor = nn.Sequential(hidden, nn.GELU(), last, nn.Tanh())
+
+    def points(self) -> Tensor:
+        """μ, (U, 2)."""
+        return self.mean if self.predictor is None else self.predictor(self.positions)
+
+    def drive(self, x: Tensor) -> Tensor:
+        clips, _, frames = x.shape[:3]
+        points = self.points().expand(clips, -1, -1)
+        if self.training:
+            noise = torch.randn_like(points)
+            full = self.covariance == "full"
+            points = points + (torch.einsum("uij,buj->bui", self.std, noise) if full else self.std * noise)
+        grid = points.to(x.dtype)[:, :, None]
+        # Frames of a clip share its points: they are channels of one image.
+        sampled = F.grid_sample(x.flatten(1, 2), grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return torch.einsum("bctu,uc->btu", sampled[..., 0].unflatten(1, (-1, frames)), self.features)
+
+
+class AttentionReadout(Readout):
+    """A learned query per unit attends to the positions of the map (Pierzchlewicz et al. 2023).
+
+    For each head, w_u(p) = softmax_p(q_u · k(p) / √d) with keys k linear in the features at p, plus an embedding of p;
+    the rate drive is Σ_heads Σ_c f_uhc Σ_p w_uh(p) x_c(p).
+    """
+
+    Params = AttentionReadoutParams
+
+    def __init__(
+        self, params: AttentionReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
+    ):
+        super().__init__(params, inputs, n_units, generator=generator, **rest)
+        heads, width = params.num_heads, params.key_dim
+        self.key = linear(inputs.channels, heads * width, generator=generator, bias=False)
+        self.query = nn.Parameter(normal(n_units, heads, width, std=1.0, generator=generator))
+        self.features = nn.Parameter(_features(n_units, heads, inputs.channels, generator=generator))
+        pixels = inputs.height * inputs.width
+        embedding = normal(pixels, heads * width, std=0.1, generator=generator) if params.use_pos_enc else None
+        self.position = None if embedding is None else nn.Parameter(embedding)
+
+    def drive(self, x: Tensor) -> Tensor:
+        features = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
+        keys = self.key(features)
+        if self.position is not None:
+            keys = keys + self.position
+        heads, width = self.query.shape[1:]
+        scores = torch.einsum("btphk,uhk->btuhp", keys.unflatten(3, (heads, width)), self.query) / sqrt(width)
+        attended = torch.einsum("btuhp,btpc->btuhc", scores.softmax(dim=-1), features)
+        return torch.einsum("btuhc,uhc->btu", attended, self.features)
+
+
+class SpikeHistory(nn.Module):
+    """A perceptron over the last counts of a session's units; without hidden layers, a GLM's coupling filters.
+
+    With `spectral_norm` the gain of every layer is at most 1 (Miyato et al. 2018, here with the exact largest singular
+    value): W ← W / max(1, σ₁).
+
+    Parameters
+    ----------
+    params
+        Its config.
+    n_units
+        U.
+    generator
+        Draws the initial weights.
+    """
+
+    Params = HistoryEncoderParams
+
+    def __init__(self, params: HistoryEncoderParams, n_units: int, *, generator: torch.Generator):
+        super().__init__()
+        self.n_lags, self.spectral_norm = params.num_lags, params.spectral_norm
+        self.dropout = nn.Dropout(params.dropout)
+        self.layers, self.acts, inputs = nn.ModuleList(), nn.ModuleList(), params.num_lags * n_units
+        for dim in params.hidden_dims:
+            self.layers.append(linear(inputs, dim, bias=params.bias, generator=generator))
+            self.acts.append(Activation(params.act_type, dim=-1))
+            inputs = self.acts[-1].channels(dim)
+        self.layers.append(linear(inputs, n_units, bias=params.bias, generator=generator, scale=0.1))
+        self.acts.append(Activation(params.output_activation, dim=-1))
+
+    def forward(self, history: Tensor) -> Tensor:
+        """From counts (B, n_lags + L - 1, U) to what the last n_lags of them add to each of L bins, (B, L, U)."""
+        x = self.dropout(history.unfold(1, self.n_lags, 1).flatten(2))
+        for layer, act in zip(self.layers, self.acts, strict=True):
+            weight = layer.weight
+            if self.spectral_norm:
+                weight = weight / torch.linalg.matrix_norm(weight, 2).clamp_min(1)
+            x = act(F.linear(x, weight, layer.bias))
+        return x
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def pooled(x: Tensor, weights: Tensor) -> Tensor:
+    """Sum features (B, C, T, H, W) over space under the weights (U, H, W) of each unit: (B, T, U, C)."""
+    return weights.flatten(1).to(x.dtype) @ x.permute(0, 2, 3, 4, 1).flatten(2, 3)
+
+
+def pixel_centres(height: int, width: int) -> Tensor:
+    """(H, W, 2) positions (x, y) of the pixels' centres; the edges of the map are at -1 and 1.
+
+    Examples
+    --------
+    >>> pixel_centres(1, 2).tolist()
+    [[[-0.5, 0.0], [0.5, 0.0]]]
+    """
+    y, x = ((2 * torch.arange(size) + 1) / size - 1 for size in (height, width))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def _features(n_units: int, *shape: int, generator: torch.Generator) -> Tensor:
+    """Small weights (U, ...): inputs of unit variance drive a unit by about 0.1."""
+    return normal(n_units, *shape, std=0.1 / sqrt(max(1, prod(shape))), generator=generator)
