@@ -1,7 +1,7 @@
 """Penalties on weights, and proximal steps after the optimizer's, as the model configuration lists them.
 
-Layouts of weights: convolutions (O, I, T, H, W), also (O, I, T) over time or (O, I, H, W) over space; readouts
-(U, F) and (U, F, H, W). The first axis holds the output units or filters.
+Layouts of weights: convolutions (O, I, T, H, W) and (O, I, H, W); features of readouts (U, C) and (U, C, H, W), with
+parts (excitatory and inhibitory, or heads) (2, U, C) and (U, heads, C); masks of readouts (U, H, W).
 """
 
 import difflib
@@ -46,7 +46,7 @@ def l2(weight: Tensor) -> Tensor:
 
 
 def group_lasso(weight: Tensor) -> Tensor:
-    """Sum over the first axis (output units or filters) of the Euclidean norm (Yuan & Lin 2006).
+    """Sum over the first axis (output units, their parts, or filters) of the Euclidean norm (Yuan & Lin 2006).
 
     >>> group_lasso(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
     tensor(7.)
@@ -225,7 +225,7 @@ class Regularizers:
                 scale = self._scale(name, present)
                 if parameter.requires_grad and scale > 0:
                     with torch.autocast(parameter.device.type, enabled=False):
-                        value = value + weight * scale * PENALTIES[config.type](parameter)
+                        value = value + weight * scale * PENALTIES[config.type](_groups_first(name, parameter))
             total = total + value
             values[config.name] = value.detach()
         return total, values
@@ -273,6 +273,11 @@ def _session_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def _groups_first(name: str, parameter: Tensor) -> Tensor:
+    """A weight with its output units or filters on the first axis; a readout's parts count as units of their own."""
+    return parameter.flatten(0, 1) if name.endswith("features") and parameter.ndim == 3 else parameter
+
+
 def _matching(config: RegularizerConfig, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     for pattern in config.apply_to:
@@ -293,10 +298,10 @@ def _check(config: RegularizerConfig, name: str, parameter: Tensor) -> None:
     fault = None
     if kind in ("group_lasso", "ortho") and len(shape) < 2:
         fault = "needs output units or filters on the first axis and something to group or compare along the others"
-    elif kind == "laplacian" and (len(shape) < 4 or max(shape[-2:]) < 2):
-        fault = "needs space, the last two axes of a weight with at least four, and more than one pixel"
-    elif kind == "smooth_t" and (len(shape) not in (3, 5) or shape[2] < 2):
-        fault = "needs time, axis 2 of (O, I, T) or (O, I, T, H, W), and more than one step"
+    elif kind == "laplacian" and (len(shape) < (3 if name.endswith("mask") else 4) or max(shape[-2:]) < 2):
+        fault = "needs space (the last two axes of a convolution, of linear features or of a mask) of several pixels"
+    elif kind == "smooth_t" and (len(shape) != 5 or shape[2] < 2):
+        fault = "needs time (axis 2 of a convolution) of several bins"
     elif kind == "proximal_clamp" and config.weight == 0:
         fault = "would hold at 0; lambda is the bound"
     if fault:

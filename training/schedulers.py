@@ -22,6 +22,7 @@ def make_scheduler(
     steps_per_epoch: int,
     warmup_epochs: int = 5,
     restart_period: int | None = None,
+    batches_per_epoch: int | None = None,
     monitor: str = "val_loss",
 ) -> dict[str, Any] | None:
     """A schedule in the form that Lightning's ``configure_optimizers`` returns under ``lr_scheduler``.
@@ -54,13 +55,16 @@ def make_scheduler(
         Length of the warm-up, epochs; read by the two kinds that have one.
     restart_period
         Epochs between restarts; by default a quarter of those after the warm-up, at least one.
+    batches_per_epoch
+        Micro-batches of an epoch, where gradients are accumulated; by default `steps_per_epoch`.
     monitor
         What plateau watches.
 
     Returns
     -------
     dict or None
-        ``scheduler``, ``interval`` (``step``: once per optimizer step; plateau ``epoch``), ``frequency``, ``monitor``.
+        ``scheduler``, ``interval``, ``frequency`` and, for plateau, ``monitor``. All are stepped once per optimizer
+        step, plateau once an epoch.
 
     Raises
     ------
@@ -86,7 +90,10 @@ def make_scheduler(
         return None
     if kind == "plateau":
         plateau = ReduceLROnPlateau(optimizer, mode="min", factor=0.5, patience=5)
-        return {"scheduler": plateau, "interval": "epoch", "frequency": 1, "monitor": monitor}
+        # At the epoch's last batch rather than by "epoch": after its validation, but before the epoch's checkpoint is
+        # written, and not skipped in an epoch that was resumed midway.
+        frequency = batches_per_epoch or steps_per_epoch
+        return {"scheduler": plateau, "interval": "step", "frequency": frequency, "monitor": monitor}
     total = max_epochs * steps_per_epoch
     warmup = warmup_epochs * steps_per_epoch if "warmup" in kind else 0
     if not 0 <= warmup < total:

@@ -180,6 +180,14 @@ def test_terms_that_make_no_sense_are_refused(config, message):
         Regularizers([config], Model().named_parameters())
 
 
+def test_parts_of_a_readout_are_groups_and_its_mask_has_space():
+    parameters = {"features": nn.Parameter(torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]])), "mask": random_weight(2, 3, 4)}
+    total, _ = Regularizers([term("group_lasso", 1.0, ["features"])], parameters).penalty(0)
+    assert total.item() == pytest.approx(5 + 2)
+    total, _ = Regularizers([term("laplacian", 1.0, ["mask"])], parameters).penalty(0)
+    assert total.item() == pytest.approx(slow("laplacian", parameters["mask"].detach().numpy()))
+
+
 def test_kernels_of_one_step_or_pixel_have_nothing_to_smooth():
     model = nn.ModuleDict({"a": nn.Conv3d(1, 2, (1, 3, 3)), "b": nn.Conv3d(1, 2, (3, 1, 1))})
     for kind, name in (("smooth_t", "a"), ("laplacian", "b")):

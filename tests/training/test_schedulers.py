@@ -82,7 +82,8 @@ def test_plateau_halves_after_six_validations_without_progress():
     optimizer = optimizer_of(0.4, 0.8)
     config = make_scheduler(optimizer, "plateau", **LENGTH)
     assert isinstance(config["scheduler"], ReduceLROnPlateau)
-    assert (config["interval"], config["monitor"]) == ("epoch", "val_loss")
+    assert (config["interval"], config["frequency"], config["monitor"]) == ("step", 5, "val_loss")
+    assert make_scheduler(optimizer, "plateau", **LENGTH, batches_per_epoch=9)["frequency"] == 9
     for loss in [1.0, 0.5] + [0.6] * 6:
         assert [group["lr"] for group in optimizer.param_groups] == [0.4, 0.8]
         config["scheduler"].step(loss)

@@ -1,0 +1,307 @@
+"""Lines of life, the time budget by a clock of its own, the curriculum's watch, and checkpoints that resume exactly."""
+
+import logging
+import os
+import pickle
+import re
+import shutil
+import signal
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from training.callbacks import (
+    CurriculumCallback,
+    EpochHeartbeat,
+    Heartbeat,
+    SafeCheckpoint,
+    SafeCheckpointIO,
+    TimeBudgetCallback,
+    latest_checkpoint,
+)
+from training.samplers import ClipSampler, ContrastWeightedSampler
+
+# --- signs of life --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lines(caplog):
+    """Call to get the lines that the callbacks have written."""
+    caplog.set_level(logging.INFO, "training.callbacks")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "training.callbacks"]
+
+
+def test_a_line_an_epoch_holds_what_was_logged(fit, lines):
+    trainer = fit(EpochHeartbeat())
+    first, _, last = lines()
+    loss = trainer.callback_metrics["val_loss"].item()
+    expected = rf"epoch 3/3: train_loss 0.2500, val_loss {loss:.4f}, val_bps {-loss:.4f}, lr 0.05, 0:00:\d\d"
+    assert re.fullmatch(expected + r" \([1-9]\d* predictions/s\), 0:00:00 to go", last)
+    assert first.startswith("epoch 1/3: ")
+
+
+@pytest.mark.parametrize(("options", "n"), [({"steps": 2}, 6), ({"steps": 3}, 3), ({}, 0), ({"seconds": 0.0}, 12)])
+def test_lines_within_an_epoch(fit, lines, options, n):
+    fit(Heartbeat(**options))
+    assert len(lines()) == n
+    assert all(re.match(r"epoch \d, step \d/4: loss \d\.\d{4}, [1-9]\d* predictions/s", line) for line in lines())
+
+
+def test_the_loss_of_a_line_is_that_of_the_batch(fit, tiny, lines):
+    losses = []
+
+    class Model(tiny.Model):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            losses.append(loss.item())
+            return loss
+
+    fit(Heartbeat(steps=1), model=Model(), accumulate_grad_batches=2)
+    assert [re.search(r"loss (\S+),", line)[1] for line in lines()] == [f"{loss:.4f}" for loss in losses]
+
+
+# --- time budget ----------------------------------------------------------------------------------------------------
+
+
+class Clock(pl.Callback):
+    """Time as it would pass: seconds a step and a validation take."""
+
+    def __init__(self, step: float, validation: float) -> None:
+        self.now, self.step, self.validation, self.validations = 0.0, step, validation, 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def on_train_batch_end(self, *_) -> None:
+        self.now += self.step
+
+    def on_validation_end(self, *_) -> None:
+        self.now += self.validation
+        self.validations += 1
+
+
+def within_budget(fit, *, minutes: float, steps: int, step: float, validation: float):
+    clock = Clock(step, validation)
+    trainer = fit(clock, TimeBudgetCallback(minutes, clock), epochs=50, steps=steps)
+    assert clock.now <= 60 * minutes
+    return trainer, clock
+
+
+def test_training_stops_in_time_for_the_last_validation_and_uses_the_time(fit):
+    trainer, clock = within_budget(fit, minutes=10, steps=100, step=1.0, validation=60.0)
+    # Three epochs take 480 s; 1.2 * 60 + 0.02 * 600 = 84 s are kept of the 120 that are left.
+    assert (trainer.global_step, clock.validations, clock.now) == (336, 4, 576)
+
+
+def test_before_a_validation_was_timed_half_of_the_budget_is_kept_for_it(fit):
+    trainer, clock = within_budget(fit, minutes=10, steps=1000, step=1.0, validation=299.0)
+    assert (trainer.global_step, clock.validations) == (300, 1)
+
+
+def test_no_second_validation_after_one_that_used_up_the_time(fit):
+    trainer, clock = within_budget(fit, minutes=10, steps=100, step=1.0, validation=230.0)
+    assert (trainer.global_step, clock.validations) == (100, 1)
+
+
+def test_time_left_to_train_on_is_not_given_up(fit):
+    trainer, _ = within_budget(fit, minutes=1000, steps=4, step=1.0, validation=1.0)
+    assert trainer.current_epoch == 50
+
+
+def test_process_0_decides(fit, monkeypatch):
+    told = iter([8.0, 0.0])  # look again after 2 more steps; then: stop
+
+    def broadcast(self, value, src=0):
+        return next(told) if isinstance(value, float) else value
+
+    monkeypatch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.broadcast", broadcast)
+    trainer = fit(TimeBudgetCallback(1000), steps=100)
+    assert trainer.global_step == 3
+
+
+def test_a_budget_must_be_positive():
+    with pytest.raises(ValueError, match="must be positive"):
+        TimeBudgetCallback(0)
+
+
+# --- curriculum -----------------------------------------------------------------------------------------------------
+
+
+def curriculum(steps: int = 4) -> ContrastWeightedSampler:
+    return ContrastWeightedSampler(
+        10, scores=np.arange(10.0), warmup_steps=8, batch_size=2, steps_per_epoch=steps, seed=0
+    )
+
+
+class Recorder(pl.Callback):
+    def __init__(self) -> None:
+        self.values = []
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        self.values.append([trainer.callback_metrics[f"curriculum/{name}"].item() for name in ("step", "emphasis")])
+
+
+def test_the_emphasis_falls_within_epochs_and_what_is_trained_is_what_the_sampler_says(fit, tiny):
+    recorder, sampler, model = Recorder(), curriculum(), tiny.Model()
+    fit(CurriculumCallback(), recorder, sampler=sampler, model=model)
+    expected = [[step, 0.9 * max(0, 1 - step / 8)] for step in range(12)]
+    np.testing.assert_allclose(recorder.values, expected, rtol=1e-6)
+    assert model.seen == [curriculum().global_indices(step).tolist() for step in range(12)]
+
+
+def test_a_replaced_sampler_is_an_error(fit):
+    with pytest.raises(RuntimeError, match=r"found: ClipSampler\); use Trainer\(use_distributed_sampler=False\)"):
+        fit(CurriculumCallback(), sampler=ClipSampler(10, batch_size=2, steps_per_epoch=4, seed=0))
+
+
+def test_a_sampler_that_training_does_not_follow_is_an_error(fit, tiny, monkeypatch):
+    own_order = [np.array([0, 1])] * 4
+    monkeypatch.setattr(tiny.Loader, "__iter__", lambda self: iter([tiny.Loader.batch(clips) for clips in own_order]))
+    with pytest.raises(RuntimeError, match="micro-batch 0 and the sampler at 0"):
+        fit(CurriculumCallback(), sampler=curriculum(), limit_val_batches=0)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keep_all(tmp_path, monkeypatch):
+    """A copy of every checkpoint that is written while `copies` is not None."""
+    kept: dict = {"copies": []}
+    save = SafeCheckpoint._save
+
+    def keep(self, trainer, name):
+        save(self, trainer, name)
+        if kept["copies"] is not None:
+            copy = tmp_path / f"{len(kept['copies'])}_{name}"
+            kept["copies"].append(shutil.copy(self.folder / name, copy))
+
+    monkeypatch.setattr(SafeCheckpoint, "_save", keep)
+    return kept
+
+
+def end_of(trainer: pl.Trainer, checkpoint: SafeCheckpoint) -> list:
+    state = trainer.lightning_module.state_dict() | trainer.optimizers[0].state_dict()["state"][0]
+    return [*(value.tolist() for value in state.values()), trainer.global_step, trainer.current_epoch, checkpoint.best]
+
+
+@pytest.mark.parametrize(("schedule", "accumulate"), [("cosine_warmup", 1), ("cosine_warmup", 3), ("plateau", 2)])
+def test_every_checkpoint_resumes_to_the_bit(fit, tiny, tmp_path, keep_all, schedule, accumulate):
+    def run(folder, ckpt_path=None):
+        model = tiny.Model(schedule, steps=4)
+        checkpoint = SafeCheckpoint(tmp_path / folder, every_n_steps=1)
+        trainer = fit(checkpoint, model=model, ckpt_path=ckpt_path, accumulate_grad_batches=accumulate)
+        return model, end_of(trainer, checkpoint)
+
+    whole, end = run("whole")
+    copies, keep_all["copies"] = keep_all["copies"], None
+    assert {path.name.split("_")[1] for path in copies} == {"best.ckpt", "last.ckpt"}
+    if schedule == "plateau":
+        assert len(set(whole.rates)) > 1
+    for number, path in enumerate(copies):
+        resumed, its_end = run(f"resumed{number}", ckpt_path=path)
+        assert its_end == end
+        assert resumed.seen == whole.seen[len(whole.seen) - len(resumed.seen) :]
+        assert resumed.rates == whole.rates[len(whole.seen) - len(resumed.seen) :]
+
+
+def test_the_best_is_that_of_the_best_validation(fit, tiny, tmp_path):
+    values = iter([0.1, 0.3, float("nan"), 0.2])
+
+    class Model(tiny.Model):
+        def on_validation_epoch_end(self):
+            self.log("score", next(values))
+
+    checkpoint = SafeCheckpoint(tmp_path, monitor="score")
+    fit(checkpoint, model=Model(), epochs=4)
+    assert checkpoint.best == pytest.approx(0.3)
+    steps = {name: torch.load(tmp_path / name, weights_only=True)["global_step"] for name in ("best.ckpt", "last.ckpt")}
+    assert steps == {"best.ckpt": 8, "last.ckpt": 16}
+    assert sorted(os.listdir(tmp_path)) == ["best.ckpt", "best.previous.ckpt", "last.ckpt", "last.previous.ckpt"]
+
+
+def test_a_metric_that_is_not_logged_is_an_error(fit, tmp_path):
+    with pytest.raises(ValueError, match="'val_bpss' was not logged; there is: val_bps, val_loss"):
+        fit(SafeCheckpoint(tmp_path, monitor="val_bpss"))
+
+
+def test_a_run_that_a_time_budget_cut_short_goes_on_where_it_was(fit, tiny, tmp_path):
+    whole, model = tiny.Model(), tiny.Model()
+    end = end_of(fit(SafeCheckpoint(tmp_path / "whole"), model=whole), SafeCheckpoint(tmp_path))[:-1]
+    clock = Clock(1.0, 1.5)
+    fit(clock, TimeBudgetCallback(10 / 60, clock), SafeCheckpoint(tmp_path / "cut"), model=model)
+    assert model.seen == whole.seen[:6]
+    resumed = tiny.Model()
+    trainer = fit(SafeCheckpoint(tmp_path / "cut"), model=resumed, ckpt_path=tmp_path / "cut" / "last.ckpt")
+    assert resumed.seen == whole.seen[6:]
+    assert end_of(trainer, SafeCheckpoint(tmp_path))[:-1] == end
+
+
+@pytest.mark.parametrize(("accumulate", "saved_at"), [(1, 6), (2, 2)])
+def test_sigterm_saves_between_optimizer_steps(fit, tmp_path, accumulate, saved_at):
+    class Terminate(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.fit_loop.epoch_loop.total_batch_idx == (5 if accumulate == 1 else 4):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SIGTERMException):
+            fit(Terminate(), SafeCheckpoint(tmp_path), accumulate_grad_batches=accumulate)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    # With accumulation the signal came after the first of two micro-batches: the end of the epoch before stands.
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == saved_at
+
+
+def test_a_torn_checkpoint_is_recognised_and_the_one_before_used(tmp_path, caplog):
+    files = SafeCheckpointIO()
+    assert latest_checkpoint(tmp_path) is None
+    for step in (1, 2):
+        files.save_checkpoint({"step": step, "x": torch.arange(1000.0)}, tmp_path / "last.ckpt")
+    assert files.load_checkpoint(latest_checkpoint(tmp_path))["step"] == 2
+    whole = (tmp_path / "last.ckpt").read_bytes()
+    altered = bytearray(whole)
+    altered[whole.index(torch.arange(1000.0).numpy().tobytes()) + 40] ^= 1
+    for content, fault in ((whole[:-100], "torn"), (b"", "torn"), (bytes(altered), "altered")):
+        (tmp_path / "last.ckpt").write_bytes(content)
+        caplog.clear()
+        assert files.load_checkpoint(latest_checkpoint(tmp_path))["step"] == 1
+        assert fault in caplog.text and "going on from" in caplog.text
+        with pytest.raises(ValueError, match=f"last.ckpt: {fault}"):
+            files.load_checkpoint(tmp_path / "last.ckpt")
+    (tmp_path / "last.previous.ckpt").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"last.ckpt: altered.*; .*last.previous.ckpt: torn"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    files = SafeCheckpointIO()
+    path = tmp_path / "last.ckpt"
+    files.save_checkpoint({"step": 1}, path)
+    save = torch.save
+
+    def full_disk(value, file):
+        save(value, file)
+        file.truncate(100)
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match=r"cannot be written .unexpected pos.*; the checkpoint before it is untouched"):
+        files.save_checkpoint({"step": 2}, path)
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+    assert files.load_checkpoint(path)["step"] == 1
+
+
+def test_loading_runs_no_code(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"state_dict": Hostile()}, tmp_path / "last.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        SafeCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    assert not (tmp_path / "ran").exists()

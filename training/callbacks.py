@@ -1,0 +1,584 @@
+"""Callbacks of a run: lines that show life, a time budget, the curriculum's watch, figures, safe checkpoints.
+
+Lines go through `logging` on process 0. A batch is anything whose ``batches`` are :class:`~neurotwin.batch.Batch`.
+"""
+
+import logging
+import math
+import os
+import time
+import zipfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from neurotwin.analysis import plots
+from neurotwin.data.clips import stream
+from neurotwin.models.layers import Kernel
+from neurotwin.models.readout import FactorizedReadout, GaussianReadout, LinearReadout
+from neurotwin.models.twin import TwinModel
+
+from .samplers import ContrastWeightedSampler
+
+__all__ = [
+    "CurriculumCallback",
+    "EpochHeartbeat",
+    "Heartbeat",
+    "ModelLogging",
+    "SafeCheckpoint",
+    "SafeCheckpointIO",
+    "TimeBudgetCallback",
+    "latest_checkpoint",
+]
+
+logger = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Signs of life
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class EpochHeartbeat(Callback):
+    """One line an epoch: losses, bits per spike, learning rate, time, predictions a second, time to go.
+
+    The line comes when everything of the epoch has been logged, validation included; so it is written when the next
+    epoch starts, or training ends. Predictions are predicted bins of all processes; their rate leaves validation out.
+    """
+
+    def __init__(self, names: tuple[str, ...] = ("train_loss", "val_loss", "val_bps")) -> None:
+        self.names = names
+        self._began, self._trained, self._bins = 0.0, 0.0, 0
+        self._epochs: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock; a resumed epoch has no start of its own."""
+        self._began, self._trained, self._bins = time.monotonic(), 0.0, 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the epoch before, and start the clock again."""
+        self._report(trainer)
+        self._began, self._trained, self._bins = time.monotonic(), 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count predictions."""
+        self._bins += predictions(batch) * trainer.world_size
+        self._trained = time.monotonic() - self._began
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the last epoch."""
+        self._report(trainer)
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        if not self._bins or not trainer.is_global_zero:
+            return
+        done, seconds = trainer.current_epoch, time.monotonic() - self._began
+        self._epochs.append(seconds)
+        values = [f"{n} {trainer.callback_metrics[n].item():.4f}" for n in self.names if n in trainer.callback_metrics]
+        total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        left = f", {_clock((total - done) * sum(self._epochs) / len(self._epochs))} to go" if total else ""
+        logger.info(
+            "epoch %d%s: %s, lr %.3g, %s (%.0f predictions/s)%s",
+            done, f"/{total}" if total else "", ", ".join(values),
+            max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups),
+            _clock(seconds), self._bins / max(self._trained, 1e-9), left,
+        )  # fmt: skip
+
+
+class Heartbeat(Callback):
+    """A line within an epoch every so many seconds or steps: step, loss, predictions a second.
+
+    Parameters
+    ----------
+    seconds
+        Least time between lines; None: no lines by time.
+    steps
+        Micro-batches between lines; None: no lines by steps.
+    """
+
+    def __init__(self, seconds: float | None = 60.0, steps: int | None = None) -> None:
+        self.seconds, self.steps = seconds, steps
+        self._last, self._bins = time.monotonic(), 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting anew: what lies between epochs is not training."""
+        self._last, self._bins = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a line when one is due."""
+        self._bins += predictions(batch) * trainer.world_size
+        waited = time.monotonic() - self._last
+        by_time = self.seconds is not None and waited >= self.seconds
+        by_steps = self.steps is not None and (batch_idx + 1) % self.steps == 0
+        if not (trainer.is_global_zero and (by_time or by_steps)):
+            return
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        logger.info(
+            "epoch %d, step %d/%s: %s%.0f predictions/s", trainer.current_epoch + 1, batch_idx + 1,
+            trainer.num_training_batches,
+            "" if loss is None else f"loss {loss.item() * trainer.accumulate_grad_batches:.4f}, ",
+            self._bins / max(waited, 1e-9),
+        )  # fmt: skip
+        self._last, self._bins = time.monotonic(), 0
+
+
+def predictions(batch: Any) -> int:
+    """Predicted bins of a batch on this process."""
+    return sum(part.spikes.shape[0] * part.length for part in batch.batches)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Time budget
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class TimeBudgetCallback(Callback):
+    """Stop training so early that the final validation and checkpoint end within the budget.
+
+    Reserved for them are 1.2 times the longest validation and checkpoint so far, and 2% of the budget. Until a
+    validation has been timed half of the budget is reserved. Process 0 decides, and tells the others, when to look at
+    the clock next: after a quarter of the steps that still fit. A stop within an epoch is followed by a validation; one
+    right after a validation is not.
+
+    Parameters
+    ----------
+    minutes
+        The budget of this process, from when the callback is made: a resumed run has a new one.
+    clock
+        Seconds, for tests.
+    """
+
+    def __init__(self, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+        if minutes <= 0:
+            raise ValueError(f"time_budget_minutes {minutes} must be positive")
+        self.budget, self._clock = 60 * minutes, clock
+        self._start = clock()
+        self._validation: float | None = None
+        self._validating, self._last = 0.0, 0.0
+        self._trained, self._steps, self._next_look = 0.0, 0, 1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Steps are timed from here."""
+        self._last = self._clock()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """And from here: what lies between epochs is not training."""
+        self._last = self._clock()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start timing."""
+        self._validating = self._clock()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the longest time, and stop if nothing more fits: this validation is then the last."""
+        if trainer.sanity_checking:
+            return
+        self._validation = max(self._validation or 0.0, self._clock() - self._validating)
+        if trainer.state.fn == "fit" and not trainer.should_stop:
+            self._decide(trainer)
+        self._last = self._clock()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the clock, where it was agreed to, unless the epoch's own validation comes next."""
+        now = self._clock()
+        self._trained, self._last = self._trained + now - self._last, now
+        self._steps += 1
+        if self._steps >= self._next_look and batch_idx + 1 < trainer.num_training_batches:
+            self._decide(trainer)
+
+    def _decide(self, trainer: pl.Trainer) -> None:
+        left = self.budget - (self._clock() - self._start) - self._reserve(trainer)
+        fitting = left / max(self._trained / max(self._steps, 1), 1e-6)
+        fitting = trainer.strategy.broadcast(fitting)
+        if fitting < 1:
+            trainer.should_stop = True
+            logger.info("time budget of %s: stopping after step %d", _clock(self.budget), trainer.global_step)
+        else:
+            self._next_look = self._steps + max(1, int(fitting / 4))
+
+    def _reserve(self, trainer: pl.Trainer) -> float:
+        """Seconds for the final validation and checkpoint."""
+        if self._validation is None and trainer.enable_validation:
+            return self.budget / 2
+        saving = max((c.seconds for c in trainer.checkpoint_callbacks if isinstance(c, SafeCheckpoint)), default=0.0)
+        return 1.2 * ((self._validation or 0.0) + saving) + 0.02 * self.budget
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Curriculum
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class CurriculumCallback(Callback):
+    """Log how strongly contrast is emphasised, and check that training really follows the sampler.
+
+    Logged at every step: ``curriculum/emphasis``, a(s) of :class:`~training.samplers.ContrastWeightedSampler`, and
+    ``curriculum/step``.
+
+    Raises
+    ------
+    RuntimeError
+        If the training loader does not hold such a sampler (something wrapped or replaced it), or the sampler's step
+        does not move with training.
+    """
+
+    def __init__(self) -> None:
+        self._sampler: ContrastWeightedSampler | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the sampler in the loader that training reads."""
+        loader = trainer.train_dataloader
+        held = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+        found = [sampler for sampler in held if isinstance(sampler, ContrastWeightedSampler)]
+        if not found:
+            kinds = ", ".join(type(sampler).__name__ for sampler in held if sampler is not None) or "none"
+            raise RuntimeError(
+                f"the curriculum is on, but the training loader's sampler is not its own (found: {kinds}); "
+                "use Trainer(use_distributed_sampler=False)"
+            )
+        self._sampler = found[0]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Check the step, and log."""
+        step = trainer.fit_loop.epoch_loop.total_batch_idx
+        if self._sampler.step <= step:
+            raise RuntimeError(
+                f"training is at micro-batch {step} and the sampler at {self._sampler.step}: these batches are not its"
+            )
+        values = {"curriculum/emphasis": self._sampler.emphasis_at(step), "curriculum/step": float(step)}
+        pl_module.log_dict(values, on_step=True, on_epoch=False, rank_zero_only=True, batch_size=1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Figures
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class ModelLogging(Callback):
+    """Figures of the model as it learns: PNG files in a folder, and images in TensorBoard and W&B.
+
+    Parameters
+    ----------
+    folder
+        Where the files go, as ``NAME_EPOCH.png``.
+    fast_interval
+        Epochs between ``kernels`` (temporal kernels of the first layer that has any) and ``readouts`` (spatial maps).
+    slow_interval
+        Epochs between ``predictions``: recorded and predicted rates of the units with most spikes, in the longest
+        validation stretch of the session.
+    session
+        Index of the session that readouts and predictions show.
+    max_units
+        Units shown in ``predictions``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        fast_interval: int = 5,
+        slow_interval: int = 10,
+        session: int = 0,
+        max_units: int = 4,
+    ) -> None:
+        if fast_interval < 1 or slow_interval < 1:
+            raise ValueError(f"log intervals are epochs, at least 1; not {fast_interval} and {slow_interval}")
+        self.folder, self.session, self.max_units = Path(folder), session, max_units
+        self.fast_interval, self.slow_interval = fast_interval, slow_interval
+
+    @rank_zero_only
+    @torch.no_grad()
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw what is due."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        twin, epoch = pl_module.twin, trainer.current_epoch + 1
+        spec = twin.sessions[self.session]
+        figures = {}
+        if epoch % self.fast_interval == 0:
+            kernels, maps = _temporal_kernels(twin), _spatial_maps(twin.readouts[self.session])
+            if kernels is not None:
+                figures["kernels"] = plots.temporal_kernels(kernels.float().cpu().numpy(), bin_rate=spec.bin_rate)
+            if maps is not None:
+                labels = [str(unit_id) for unit_id in spec.unit_ids]
+                figures["readouts"] = plots.readout_maps(maps.float().cpu().numpy(), labels=labels)
+        if epoch % self.slow_interval == 0:
+            figures["predictions"] = self._predictions(trainer, twin)
+        for name, figure in figures.items():
+            path = self.folder / f"{name}_{epoch:04d}.png"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(plots.png(figure))
+            for tracker in trainer.loggers:
+                if isinstance(tracker, TensorBoardLogger):
+                    tracker.experiment.add_figure(name, figure, trainer.global_step)
+                elif isinstance(tracker, WandbLogger):
+                    tracker.log_image(name, [str(path)], step=trainer.global_step)
+
+    def _predictions(self, trainer: pl.Trainer, twin: TwinModel) -> Figure:
+        prepared = trainer.datamodule.sessions[self.session]
+        batch = next(stream(prepared, "val", context=twin.context)).to(trainer.strategy.root_device)
+        batch.session = self.session
+        rates = twin([batch])[0][0].double().cpu().numpy()
+        counts = batch.spikes[0].double().masked_fill(~batch.mask[0], torch.nan)
+        counts = (counts if batch.exposure is None else counts / batch.exposure[0]).cpu().numpy()
+        units = np.argsort(-np.nansum(counts, axis=0), kind="stable")[: self.max_units]
+        spec = twin.sessions[self.session]
+        labels = [f"{spec.name}, unit {spec.unit_ids[unit]}" for unit in units]
+        return plots.traces(counts[:, units], rates[:, units], bin_rate=spec.bin_rate, labels=labels)
+
+
+def _temporal_kernels(twin: TwinModel) -> Tensor | None:
+    """(N, T) temporal kernels of the first convolution that spans time, each at the pixel where it is strongest."""
+    for module in twin.modules():
+        if isinstance(module, Kernel) and module.kernel().ndim == 5 and module.kernel().shape[2] > 1:
+            profiles = module.kernel().movedim(2, -1).flatten(1, -2)  # (N, inputs and pixels, T)
+            strongest = profiles.square().sum(dim=-1).argmax(dim=1)
+            return profiles[torch.arange(len(profiles)), strongest]
+    return None
+
+
+def _spatial_maps(readout: torch.nn.Module) -> Tensor | None:
+    """(U, H, W) where each unit looks; None for readouts that look at one point or everywhere in turn."""
+    if isinstance(readout, GaussianReadout):
+        weights = readout.weights()
+        return weights if weights.ndim == 3 else weights[0] - weights[1]
+    if isinstance(readout, FactorizedReadout):
+        return readout.mask
+    return readout.features.norm(dim=1) if isinstance(readout, LinearReadout) else None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class SafeCheckpoint(Checkpoint):
+    """``last.ckpt``, to go on from, and ``best.ckpt``, of the best validation.
+
+    The last one is written after each epoch, its validation included, and within epochs every so many optimizer steps
+    or minutes; never between the micro-batches of one optimizer step. Every file is written by
+    :class:`SafeCheckpointIO`. The best one is written before the last one, so that a run that is killed between them
+    repeats the epoch and writes the same again.
+
+    Parameters
+    ----------
+    folder
+        Where to write.
+    monitor, mode
+        Metric whose largest (``max``) or smallest (``min``) value is best. NaN is never best.
+    every_n_steps
+        Optimizer steps between saves within an epoch; None: none by steps.
+    every_n_minutes
+        Minutes between saves within an epoch; None: none by time. Process 0's clock counts.
+
+    Attributes
+    ----------
+    best
+        The best value so far; None before the first.
+    seconds
+        Longest time that writing one took.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        monitor: str = "val_bps",
+        mode: str = "max",
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = None,
+    ) -> None:
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be min or max, not {mode!r}")
+        self.folder, self.monitor, self.mode = Path(folder), monitor, mode
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self.best: float | None = None
+        self.seconds = 0.0
+        self._saved_at, self._steps, self._stepped, self._improved = time.monotonic(), 0, False, False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let this trainer write and read checkpoints safely."""
+        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._saved_at, self._steps = time.monotonic(), trainer.global_step
+        self._stepped = self._improved = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within the epoch when it is due, or when training stops here."""
+        self._stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
+        if not self._stepped or _at_epoch_end(trainer):
+            return
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if self.every_n_minutes is not None:
+            waited = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
+            due |= trainer.strategy.broadcast(waited)
+        if due or trainer.should_stop:
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note whether it is the best; save it, unless the epoch ends here and is saved as a whole."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"{self.monitor!r} was not logged; there is: {', '.join(sorted(trainer.callback_metrics))}"
+            )
+        value = trainer.callback_metrics[self.monitor].item()
+        sign = 1 if self.mode == "max" else -1
+        self._improved = not math.isnan(value) and (self.best is None or sign * value > sign * self.best)
+        if self._improved:
+            self.best = value
+        if self._improved and not _at_epoch_end(trainer):
+            self._save(trainer, "best.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save at the end of the epoch. One that was cut short has been saved where it was, to be finished."""
+        if not _at_epoch_end(trainer):
+            return
+        if self._improved:
+            self._save(trainer, "best.ckpt")
+        self._save_last(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save when the run is asked to end (SIGTERM), which it does between batches; other faults leave the last."""
+        if isinstance(exception, SIGTERMException) and self._stepped and not _at_epoch_end(trainer):
+            self._save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best value."""
+        self.best = state_dict["best"]
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        self._save(trainer, "last.ckpt")
+        self._saved_at = time.monotonic()
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        began = time.monotonic()
+        trainer.save_checkpoint(self.folder / name)
+        self.seconds = max(self.seconds, time.monotonic() - began)
+
+
+def _at_epoch_end(trainer: pl.Trainer) -> bool:
+    """Whether the last batch trained was the last of its epoch."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Checkpoints that are whole or absent, checked when read, and run no code.
+
+    A file is written under a temporary name, flushed to the disk and renamed; the one before stays as
+    ``NAME.previous.ckpt``. Its zip archive holds a checksum of every array, which reading verifies.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; what was there before is untouched.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise OSError(f"{path}: cannot be written ({error}); the checkpoint before it is untouched") from error
+        if path.exists():
+            os.replace(path, _previous(path))
+        os.replace(temporary, path)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Verify and read a checkpoint; never runs code from it, whatever `weights_only` says.
+
+        Raises
+        ------
+        ValueError
+            If the file is torn or altered.
+        """
+        if fault := _fault(Path(path)):
+            raise ValueError(f"{path}: {fault}")
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint to resume from: ``last.ckpt`` if it is whole, else the one before it; None where there is none.
+
+    Raises
+    ------
+    ValueError
+        If there are checkpoints and none of them is whole.
+    """
+    last = Path(folder) / "last.ckpt"
+    faults = []
+    for path in (last, _previous(last)):
+        if not path.exists():
+            continue
+        fault = _fault(path)
+        if fault is None:
+            for other in faults:
+                logger.warning("%s; going on from %s", other, path)
+            return path
+        faults.append(f"{path}: {fault}")
+    if faults:
+        raise ValueError("; ".join(faults))
+    return None
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint file; None if it is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        return "no such file"
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+        return f"torn, or not a checkpoint ({error})"
+    return f"altered: {damaged} does not match its checksum" if damaged else None
