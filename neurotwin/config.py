@@ -110,7 +110,7 @@ class KernelParams(Params):
     )
     aa_window_kwargs: WindowParams = Field(default_factory=WindowParams, description="Parameters of the window.")
     use_weight_norm: bool = Field(False, description="Normalise each filter, with a learned norm.")
-    keep_unit_norm: bool = Field(False, description="With use_weight_norm: the norm of each filter stays 1.")
+    keep_unit_norm: bool = Field(False, description="Normalise each filter, whose norm stays 1.")
     weight_norm_dim: int = Field(0, description="Axis of the weight that is not normalised over (0: each filter).")
 
 
@@ -220,7 +220,9 @@ class BlockConfig(Params):
         description="True: time is padded on the left, replicating. False: no padding in time. Frames are the same.",
     )
     order: tuple[Literal["pad", "conv", "norm", "act", "dropout", "pool"], ...] = Field(
-        STEPS, description="Order of the steps; each at most once; one left out is not done."
+        STEPS,
+        description="Order of the steps; each at most once; one left out is not done. pad is the padding over time, "
+        "which the frames before a clip stand in for; spatial padding belongs to the convolution.",
     )
 
     @field_validator("act_type")
@@ -236,6 +238,17 @@ class BlockConfig(Params):
         if "pad" in value and value.index("pad") > value.index("conv"):
             raise ValueError("pad must come before conv")
         return value
+
+    @model_validator(mode="after")
+    def _no_made_up_future(self) -> "BlockConfig":
+        for key in ("conv_params", "pool_params"):
+            time, height, width = getattr(self, key).padding
+            if time and not self.causal:
+                raise ValueError(
+                    f"{key}.padding over time would end every prediction on made-up frames; "
+                    f"write [0, {height}, {width}], or causal: true"
+                )
+        return self
 
 
 ACTIVATIONS = (
@@ -272,7 +285,7 @@ class AdapterParams(Params):
 class LearnableTemporalParams(KernelParams):
     """Temporal filters shared over pixels; no padding in time."""
 
-    kernel_size: PositiveInt = Field(16, description="Length, bins.")
+    kernel_size: PositiveInt = Field(16, description="Number of taps.")
     num_channels: PositiveInt = Field(4, description="Number of filters (for each input channel).")
     init_type: Literal["gaussian_derivatives", "biphasic", "identity", "random"] = Field(
         "gaussian_derivatives", description="Filters at the start."
@@ -280,6 +293,9 @@ class LearnableTemporalParams(KernelParams):
     causal: bool = Field(True, description="Must be true: a filter sees the past only.")
     bias: bool = Field(False, description="Add a constant per filter.")
     split_MP: bool = Field(False, description="First split each frame into its low-pass and the residual.")
+    stride: PositiveInt = Field(1, description="Over time; realised as dilation further on.")
+    dilation: PositiveInt = Field(1, description="Bins between the taps of a filter.")
+    padding: Literal[0] = Field(0, description="Must be 0: the convolution is valid.")
 
     @field_validator("causal")
     @classmethod

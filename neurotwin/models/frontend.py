@@ -52,7 +52,7 @@ class Adapter(Stage):
         self.outputs = replace(inputs, height=size, width=size)
         self.affine = params.transform == "affine"
         if self.affine:
-            self.transform = nn.Parameter(torch.eye(2, 3))
+            self.shift = nn.Parameter(torch.zeros(2, 3))
         else:
             self.log_scale = nn.Parameter(torch.zeros(()))
         least = max(0.0, (max(self.frame) / size - 1) / 2)
@@ -63,9 +63,13 @@ class Adapter(Stage):
         """Standard deviation of the blur along y and x, (2,), input pixels."""
         frame = self.sigma_raw.new_tensor(self.frame)
         # Spacing of the samples along y and x, in units of the frame's height and width.
-        spread = self.transform[:, :2].norm(dim=1).flip(0) if self.affine else self.log_scale.exp()
+        spread = self.transform()[:, :2].norm(dim=1).flip(0) if self.affine else self.log_scale.exp()
         least = ((spread * frame / self.grid - 1) / 2).clamp_min(0)
         return least + F.softplus(self.sigma_raw)
+
+    def transform(self) -> Tensor:
+        """The affine map of the grid, (2, 3); its difference from the identity is learned."""
+        return torch.eye(2, 3, dtype=self.shift.dtype, device=self.shift.device) + self.shift
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (blur_matrix(n, s) for n, s in zip(self.frame, self.sigma(), strict=True))
@@ -74,7 +78,7 @@ class Adapter(Stage):
         x = rows.to(x.dtype) @ (x @ columns.t().to(x.dtype))
         if self.affine:
             clips, frames = x.shape[0], x.flatten(0, 2)[None]
-            grid = F.affine_grid(self.transform[None], [1, 1, self.grid, self.grid], align_corners=False)
+            grid = F.affine_grid(self.transform()[None], [1, 1, self.grid, self.grid], align_corners=False)
             grid = grid.to(x.dtype)
             x = F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
             x = x[0].unflatten(0, (clips, self.outputs.channels, -1))
@@ -102,8 +106,9 @@ class LearnableTemporal(Kernel, Stage):
         sources = inputs.channels * (2 if params.split_MP else 1)
         filters = temporal_filters(params.init_type, params.num_channels, params.kernel_size, generator=generator)
         super().__init__(filters.repeat(sources, 1)[:, None, :, None, None], params)
-        self.sources, self.context = sources, params.kernel_size - 1
-        self.outputs = replace(inputs, channels=len(self.weight))
+        self.sources, self.step = sources, inputs.step * params.dilation
+        self.context = (params.kernel_size - 1) * self.step
+        self.outputs = replace(inputs, channels=len(self.weight), step=inputs.step * params.stride)
         self.bias = nn.Parameter(torch.zeros(len(self.weight))) if params.bias else None
         self.split = params.split_MP
         if self.split:
@@ -115,7 +120,12 @@ class LearnableTemporal(Kernel, Stage):
         if self.split:
             low = self.rows.to(x.dtype) @ (x @ self.columns.t().to(x.dtype))
             x = torch.cat([low, x - low], dim=1)
-        x = filter_over_time(x, self.kernel()[:, 0, :, 0, 0].unflatten(0, (self.sources, -1)))
+        filters = self.kernel()[:, 0, :, 0, 0].unflatten(0, (self.sources, -1))
+        if self.step > 1:
+            spread = filters.new_zeros(*filters.shape[:2], self.context + 1)
+            spread[..., :: self.step] = filters
+            filters = spread
+        x = filter_over_time(x, filters)
         return x if self.bias is None else x + self.bias.view(-1, 1, 1, 1)
 
 

@@ -275,7 +275,7 @@ class Kernel(nn.Module):
         gain = None
         if self.normalized and not params.keep_unit_norm:
             tapered = self.weight.detach() if window is None else self.weight.detach() * window
-            gain = nn.Parameter(tapered.norm(dim=self.norm_axes, keepdim=True))
+            gain = nn.Parameter(tapered.norm(dim=self.norm_axes))
         self.register_parameter("gain", gain)
 
     def kernel(self) -> Tensor:
@@ -284,7 +284,9 @@ class Kernel(nn.Module):
         if self.normalized:
             kernel = kernel / kernel.norm(dim=self.norm_axes, keepdim=True).clamp_min(1e-12)
             if self.gain is not None:
-                kernel = kernel * self.gain
+                kernel = kernel * self.gain.view(
+                    [-1 if axis not in self.norm_axes else 1 for axis in range(kernel.ndim)]
+                )
         return kernel
 
 
@@ -394,11 +396,11 @@ class RMSNorm(nn.Module):
     def __init__(self, channels: int, params: NormParams):
         super().__init__()
         self.eps = params.eps
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1, 1)) if params.affine else None
+        self.weight = nn.Parameter(torch.ones(channels)) if params.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * (x.square().mean(dim=(1, 3, 4), keepdim=True) + self.eps).rsqrt()
-        return x if self.weight is None else x * self.weight
+        return x if self.weight is None else x * _per_channel(self.weight, x)
 
 
 class GlobalResponseNorm(nn.Module):
@@ -407,13 +409,15 @@ class GlobalResponseNorm(nn.Module):
     def __init__(self, channels: int, params: NormParams):
         super().__init__()
         self.eps = params.eps
-        self.weight = nn.Parameter(torch.zeros(channels, 1, 1, 1)) if params.affine else None
-        self.bias = nn.Parameter(torch.zeros(channels, 1, 1, 1)) if params.affine else None
+        self.weight = nn.Parameter(torch.zeros(channels)) if params.affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if params.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         energy = (x.square().sum(dim=(3, 4), keepdim=True) + self.eps).sqrt()
         share = energy / energy.mean(dim=1, keepdim=True)
-        return x + x * share if self.weight is None else x + x * share * self.weight + self.bias
+        if self.weight is None:
+            return x + x * share
+        return x + x * share * _per_channel(self.weight, x) + _per_channel(self.bias, x)
 
 
 class BatchNorm(nn.Module):
@@ -444,7 +448,7 @@ class BatchNorm(nn.Module):
         if self.weight is not None:
             scale = scale * self.weight
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        return x * _per_channel(scale, x).to(x.dtype) + _per_channel(shift, x).to(x.dtype)
+        return (x * _per_channel(scale, x) + _per_channel(shift, x)).to(x.dtype)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         values = x.to(self.running_mean.dtype)

@@ -53,7 +53,7 @@ class ConvGRULayer(nn.Module):
             weight = normal(outputs, channels, *size, std=std, generator=generator)
             self.register_parameter(f"{name}_weight", nn.Parameter(weight))
             self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(outputs)))
-            scale = nn.Parameter(torch.ones(self.gates, hidden, 1, 1)) if layer_norm else None
+            scale = nn.Parameter(torch.ones(outputs)) if layer_norm else None
             self.register_parameter(f"{name}_scale", scale)
 
     def forward(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -85,7 +85,7 @@ class ConvGRULayer(nn.Module):
             return gates
         gates = gates.unflatten(1, (self.gates, self.hidden))
         normalized = F.layer_norm(gates.movedim(2, -1), (self.hidden,)).movedim(-1, 2)
-        return (normalized * scale).flatten(1, 2)
+        return normalized.flatten(1, 2) * scale.view(-1, 1, 1)
 
 
 class ConvLSTMLayer(ConvGRULayer):
