@@ -256,37 +256,39 @@ class Kernel(nn.Module):
     Parameters
     ----------
     weight
-        Its values at the start.
+        Its values at the start. Where it is tapered, they are scaled up by the root mean square of the window, so
+        that tapering does not make the start any weaker.
     params
         What is done to it.
     """
 
     def __init__(self, weight: Tensor, params: KernelParams):
         super().__init__()
-        self.weight = nn.Parameter(weight)
         self.normalized = params.use_weight_norm or params.keep_unit_norm
-        self.norm_axes = [axis for axis in range(weight.ndim) if axis != params.weight_norm_dim % weight.ndim]
+        kept = params.weight_norm_dim % weight.ndim
+        self.norm_axes = [axis for axis in range(weight.ndim) if axis != kept]
+        self.gain_shape = [size if axis == kept else 1 for axis, size in enumerate(weight.shape)]
         window = None
         if params.aa_signal:
             power = params.aa_window_kwargs.power
             parts = [taper(size, params.aa_window, power) for size in weight.shape[2:]]
             window = parts[0][:, None, None] * parts[1][:, None] * parts[2]
+            weight = weight / window.square().mean().sqrt()
+        self.weight = nn.Parameter(weight)
         self.register_buffer("window", window, persistent=False)
         gain = None
         if self.normalized and not params.keep_unit_norm:
             tapered = self.weight.detach() if window is None else self.weight.detach() * window
-            gain = nn.Parameter(tapered.norm(dim=self.norm_axes))
+            gain = nn.Parameter(torch.linalg.vector_norm(tapered, dim=self.norm_axes))
         self.register_parameter("gain", gain)
 
     def kernel(self) -> Tensor:
         """The kernel to convolve with."""
         kernel = self.weight if self.window is None else self.weight * self.window
         if self.normalized:
-            kernel = kernel / kernel.norm(dim=self.norm_axes, keepdim=True).clamp_min(1e-12)
+            kernel = kernel / torch.linalg.vector_norm(kernel, dim=self.norm_axes, keepdim=True).clamp_min(1e-12)
             if self.gain is not None:
-                kernel = kernel * self.gain.view(
-                    [-1 if axis not in self.norm_axes else 1 for axis in range(kernel.ndim)]
-                )
+                kernel = kernel * self.gain.view(self.gain_shape)
         return kernel
 
 
