@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from neurotwin.analysis.evaluate import evaluate, summarize_table
-from neurotwin.analysis.report import summary_text
-from neurotwin.config import ConfigError, load_dataset_configs, load_model_config
+from neurotwin.analysis.evaluate import evaluate
+from neurotwin.analysis.report import load_run, report_rows, text_table
+from neurotwin.config import load_dataset_configs, load_model_config
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.models.twin import load_twin
 from training import MultiDatasetDM, MultiDatasetModel
@@ -32,16 +31,16 @@ from training.callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
     Heartbeat,
-    ModelLogging,
     SafeCheckpoint,
     TimeBudgetCallback,
+    latest_checkpoint,
 )
 from training.utils import (
-    USER_ERRORS,
     GradientSumStrategy,
     choose_devices,
     choose_precision,
     describe_environment,
+    latest_run_folder,
     new_run_folder,
     write_json,
 )
@@ -61,9 +60,19 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dataset_configs_path", required=True, help="parent YAML, or folder of session YAMLs")
     add("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
     add("--max_datasets", type=int, default=30, help="use at most the first N sessions (%(default)s)")
-    add("--dset_dtype", default="uint8", choices=("uint8", "bfloat16", "float32"), help="stimulus in storage (%(default)s)")
+    add(
+        "--dset_dtype",
+        default="uint8",
+        choices=("uint8", "bfloat16", "float32"),
+        help="stimulus in storage (%(default)s)",
+    )
     add("--clip_len", type=int, default=32, help="predicted bins of a clip; 1 makes windows (%(default)s)")
-    add("--balance", default="none", choices=("none", "session", "subject"), help="what is drawn equally often (%(default)s)")
+    add(
+        "--balance",
+        default="none",
+        choices=("none", "session", "subject"),
+        help="what is drawn equally often (%(default)s)",
+    )
     add("--enable_curriculum", action="store_true", help="high contrast first, annealed over the warm-up epochs")
     add("--num_workers", type=int, default=1, help="background threads that gather clips (%(default)s)")
 
@@ -82,7 +91,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--restart_period", type=int, help="epochs between restarts of cosine_warmup_restart")
     add("--early_stopping_patience", type=int, help="epochs without a better validation BPS; default: never stop")
     add("--early_stopping_min_delta", type=float, default=0.0, help="(%(default)s)")
-    add("--limit_val_batches", type=float, default=1.0, help="fraction of each session's validation trials, or a number above 1")
+    add(
+        "--limit_val_batches",
+        type=float,
+        default=1.0,
+        help="fraction of each session's validation trials, or a number above 1",
+    )
     add("--time_budget_minutes", type=float, help="stop in time for the final validation")
     add("--pretrained_checkpoint", help="start from the core of a trained model")
     add("--freeze_vision", action="store_true", help="do not train frontend and convnet; needs --pretrained_checkpoint")
@@ -103,7 +117,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint_dir", default="./checkpoints", help="where run folders are made (%(default)s)")
     add("--ckpt_path", help="resume from this checkpoint, in a new run folder")
     add("--resume", choices=("auto",), help="continue the latest run of this name, if there is one")
-    add("--logger", type=lambda text: text.split(","), default=["csv", "tensorboard"], help="of csv, tensorboard, wandb")
+    add(
+        "--logger", type=lambda text: text.split(","), default=["csv", "tensorboard"], help="of csv, tensorboard, wandb"
+    )
     add("--enable_logging", action="store_true", help="log figures of the model")
     add("--fast_log_interval", type=int, default=5, help="epochs between figures of kernels and readouts (%(default)s)")
     add("--slow_log_interval", type=int, default=10, help="epochs between figures of predictions (%(default)s)")
@@ -163,9 +179,9 @@ def train(arguments: argparse.Namespace) -> Path:
         default_root_dir=folder,
     )
     record = {
-        "name": name, "model_config": str(arguments.model_config), "seed": arguments.seed,
+        "model": name, "model_config": str(arguments.model_config), "seed": arguments.seed,
         "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
-        "environment": describe_environment(), "sessions": [prepared.name for prepared in data.sessions],
+        "environment": describe_environment(), "sessions": [prepared.name for prepared in data.sessions], "wall_s": 0.0,
     }  # fmt: skip
     write_record(folder, record, model, data)
     began = time.monotonic()
@@ -257,8 +273,17 @@ def make_loggers(arguments: argparse.Namespace, folder: Path, name: str) -> list
 
 
 def run_folder(arguments: argparse.Namespace, name: str) -> tuple[Path, str | None]:
-    """The run's folder and the checkpoint to start from, the same on every process."""
-    ...
+    """The run's folder and the checkpoint to start from. Process 0 makes the folder; the others write nothing."""
+    if arguments.resume:
+        folder = latest_run_folder(arguments.checkpoint_dir, name)
+        checkpoint = folder and latest_checkpoint(folder / "checkpoints")
+        if checkpoint:
+            logger.info("resuming %s from %s", folder, checkpoint.name)
+            return folder, str(checkpoint)
+        logger.info("no checkpoint to resume in %s; starting anew", folder or arguments.checkpoint_dir)
+    if rank_zero_only.rank:
+        return Path(arguments.checkpoint_dir) / name, arguments.ckpt_path
+    return new_run_folder(arguments.checkpoint_dir, name), arguments.ckpt_path
 
 
 @rank_zero_only
@@ -278,7 +303,7 @@ def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict
     table = evaluate(load_twin(best if best.exists() else folder / "checkpoints" / "last.ckpt"), data.sessions, "val")
     table.write(folder / "units.csv")
     write_json(folder / "run.json", record | {"epochs": trainer.current_epoch, "steps": trainer.global_step})
-    logger.info("%s\n%s", folder, summary_text(table))
+    logger.info("%s\n%s", folder, text_table(report_rows([load_run(folder)])))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -286,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     try:
         train(parse_arguments(argv))
-    except USER_ERRORS as error:
+    except (ValueError, OSError) as error:  # ConfigError, SessionError and their kin are ValueErrors
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
@@ -23,6 +23,7 @@ __all__ = [
     "choose_devices",
     "choose_precision",
     "describe_environment",
+    "latest_run_folder",
     "new_run_folder",
     "reduce_gradients",
     "write_json",
@@ -44,7 +45,8 @@ class GradientSumStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Start from the weights of process 0; do not wrap."""
-        _sync_module_states(self.model)
+        for tensor in self.model.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 def reduce_gradients(parameters: Sequence[Tensor]) -> None:
@@ -115,19 +117,29 @@ def choose_precision(precision: str, accelerator: str) -> str:
     return name
 
 
-def new_run_folder(root: str | Path, name: str, *, resume: bool = False) -> Path:
-    """The folder of a run: a new one, numbered where the name is taken, or with `resume` the latest of that name."""
+def latest_run_folder(root: str | Path, name: str) -> Path | None:
+    """The latest run of a name: ``NAME-3`` before ``NAME-2`` before ``NAME``; None where there is none."""
     root = Path(root)
-    taken = [root / name] if (root / name).exists() else []
     numbered = [p for p in root.glob(f"{name}-*") if p.name[len(name) + 1 :].isdigit()]
-    taken += sorted(numbered, key=lambda p: int(p.name[len(name) + 1 :]))
-    if resume and taken:
-        return taken[-1]
-    folder = root / name
-    if taken:
-        last = taken[-1].name[len(name) + 1 :]
-        folder = root / f"{name}-{int(last or 1) + 1}"
-        logger.info("%s holds a run; this one goes to %s", taken[-1], folder)
+    taken = sorted(numbered, key=lambda p: int(p.name[len(name) + 1 :]))
+    return taken[-1] if taken else root / name if (root / name).exists() else None
+
+
+def new_run_folder(root: str | Path, name: str) -> Path:
+    """Make the folder of a new run, numbered where the name is taken.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> root = tempfile.mkdtemp()
+    >>> [new_run_folder(root, "resnet").name for _ in range(3)]
+    ['resnet', 'resnet-2', 'resnet-3']
+    """
+    latest = latest_run_folder(root, name)
+    folder = Path(root) / name
+    if latest is not None:
+        folder = Path(root) / f"{name}-{int(latest.name[len(name) + 1 :] or 1) + 1}"
+        logger.info("%s holds a run; this one goes to %s", latest, folder)
     folder.mkdir(parents=True)
     return folder
 
@@ -141,8 +153,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def describe_environment(packages: Iterable[str] = ("torch", "lightning", "numpy")) -> dict[str, Any]:
     """Versions, machine and, where the code lies in a git repository, its commit and whether it was changed."""
-    from importlib.metadata import version
-
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -8,12 +8,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from neurotwin.models.twin import SessionSpec, TwinModel, load_twin
 from torch import Tensor
 
 from neurotwin.batch import Batch
 from neurotwin.config import ConfigError, ModelConfig, load_model_config
 from neurotwin.metrics.poisson import PoissonSums, poisson_nll, summarize
+from neurotwin.models.twin import SessionSpec, TwinModel, load_twin
 
 from ..regularizers import Regularizers
 from ..schedulers import make_scheduler
@@ -101,7 +101,7 @@ class MultiDatasetModel(pl.LightningModule):
                 getattr(self.twin, part).requires_grad_(False)
         self.regularizers = Regularizers(model_config.regularization, dict(self.twin.named_parameters()))
         if compile:
-            self.twin.compile_core()
+            self.twin.core = torch.compile(self.twin.core)
         self._train_sums = torch.zeros(2, dtype=torch.float64)
         self._val_sums: list[PoissonSums] = []
         self._val_state: Any = None
@@ -113,11 +113,12 @@ class MultiDatasetModel(pl.LightningModule):
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """This process's and micro-batch's share of the loss of an optimizer step."""
         rates = self.twin(batch.batches)
-        nll = sum(poisson_nll(rate, part.spikes, part.mask, part.exposure) for rate, part in zip(rates, batch.batches, strict=True))
+        parts = zip(rates, batch.batches, strict=True)
+        nll = sum(poisson_nll(rate, part.spikes, part.mask, part.exposure) for rate, part in parts)
         n_micro = self.trainer.accumulate_grad_batches
         penalty, terms = self.regularizers.penalty(self.current_epoch, active=batch.sessions)
         if self.twin.auxiliary_loss is not None:
-            penalty = penalty + self.twin.config.lambda_pred * self.twin.auxiliary_loss
+            penalty = penalty + self.twin.auxiliary_loss
         self._train_sums = self._train_sums.to(nll.device)
         self._train_sums += torch.stack([nll.detach().double(), nll.new_tensor(batch.count / n_micro).double()])
         if batch_idx == 0:
@@ -188,10 +189,9 @@ class MultiDatasetModel(pl.LightningModule):
                 for (part, decays), parameters in groups.items()
             ]
         )  # fmt: skip
-        batches = self.trainer.num_training_batches
         schedule = make_scheduler(
             optimizer, self.lr_scheduler, max_epochs=self.trainer.max_epochs,
-            steps_per_epoch=-(-int(batches) // self.trainer.accumulate_grad_batches),
+            steps_per_epoch=round(self.trainer.estimated_stepping_batches / self.trainer.max_epochs),
             warmup_epochs=self.warmup_epochs, restart_period=self.restart_period,
         )  # fmt: skip
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
