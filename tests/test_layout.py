@@ -102,6 +102,8 @@ def test_no_path_hacks(module: str) -> None:
 def test_what_is_public_is_declared_and_documented(module: str) -> None:
     loaded = importlib.import_module(module)
     assert loaded.__doc__, f"{module} has no docstring"
+    if len(TREES[module].body) == 1:  # a package that gathers nothing
+        return
     assert hasattr(loaded, "__all__"), f"{module} has no __all__"
     assert len(set(loaded.__all__)) == len(loaded.__all__)
     for name in loaded.__all__:

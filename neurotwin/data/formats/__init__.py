@@ -1,0 +1,1 @@
+"""Readers of other formats, each to a :class:`~neurotwin.data.session.Session`."""
