@@ -691,7 +691,11 @@ class ScheduleConfig(Strict):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
-        return {"anyOf": [{"enum": list(cls.model_fields["kind"].annotation.__args__)}, handler(core_schema)]}
+        """A kind alone will do; `kind` and `type` are the same key."""
+        reference = handler(core_schema)
+        properties = handler.resolve_ref_schema(reference)["properties"]
+        properties["kind"] = properties["type"]
+        return {"anyOf": [{"enum": properties["type"]["enum"]}, reference]}
 
     @model_validator(mode="after")
     def _check(self) -> "ScheduleConfig":
