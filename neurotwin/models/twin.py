@@ -532,7 +532,7 @@ class TwinModel(nn.Module):
         for start in range(self.context, len(frames), chunk):
             stop = min(start + chunk, len(frames))
             first = start - (self.context if state is None else self.receptive_field - 1)
-            clip = torch.as_tensor(np.ascontiguousarray(frames[first:stop])).to(device).transpose(0, 1)[None]
+            clip = torch.as_tensor(np.array(frames[first:stop])).to(device).transpose(0, 1)[None]
             batch = Batch(session=index, stimulus=clip, spikes=None, mask=None, bins=None)
             seen = None if variables is None else variables[:, first:stop]
             features, state, _ = self.core(self._frames(batch, stop - first), seen, state)

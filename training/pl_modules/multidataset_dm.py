@@ -98,6 +98,14 @@ class ClipLoader:
             self.sampler.step = step + 1
             yield batch
 
+    def state_dict(self) -> dict[str, int]:
+        """Where iteration stands; that there is a state tells Lightning that an epoch can be resumed within."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self.sampler.load_state_dict(state)
+
     def batch(self, step: int) -> TrainingBatch:
         """This process's part of micro-batch `step` of the run."""
         rows = np.concatenate([self.sampler.global_indices(s) for s in self._optimizer_step(step)])

@@ -1,0 +1,356 @@
+"""The model and the data module in training: the loss, who is stepped, what a run is, on one process or several."""
+
+import copy
+import math
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from neurotwin.analysis.evaluate import evaluate, summarize_table
+from neurotwin.config import ConfigError, DatasetConfig, ModelConfig
+from neurotwin.data.session import Session
+from neurotwin.models.twin import TwinModel, load_twin
+from training import MultiDatasetDM, MultiDatasetModel
+from training.callbacks import SafeCheckpoint
+from training.pl_modules import ClipLoader
+from training.samplers import ClipSampler
+from training.utils import GradientSumStrategy
+
+N_LAGS = 5
+
+
+def make_configs(folder, *, n_sessions=3, seed=0, exposure=False):
+    """Sessions of unequal size whose units follow a local pixel and the behaviour."""
+    configs = []
+    for index in range(n_sessions):
+        rng = np.random.default_rng([seed, index])
+        n_bins, n_units = 240 + 120 * index, 2 + index
+        movie = rng.integers(0, 256, (n_bins, 6, 6), dtype=np.uint8)
+        behavior = rng.normal(size=(n_bins, 2)).astype(np.float32)
+        drive = movie[:, 2:4, 2:4].mean((1, 2))[:, None] / 128 + np.roll(behavior[:, :1], 1, 0) * 0.2
+        spikes = rng.poisson(0.3 + 0.5 * np.maximum(drive, 0) * rng.random(n_units)).astype(np.uint8)
+        session = Session(
+            name=f"s{index}_x", stimulus=movie, spikes=spikes, bin_rate=60.0, behavior={"run": behavior},
+            trial=np.arange(n_bins) // 40, valid=rng.random(n_bins) > 0.03,
+            exposure=rng.integers(1, 4, n_bins) if exposure else None, true_rate=np.full(spikes.shape, 0.5),
+        )  # fmt: skip
+        path = session.save(folder / f"{session.name}.safetensors")
+        configs.append(
+            DatasetConfig.model_validate({
+                "session": session.name, "path": str(path), "keys_lags": {"stim": list(range(N_LAGS))},
+                "transforms": {
+                    "stim": {"source": "stim", "ops": ["pixelnorm"]},
+                    "run": {"source": "run", "expose_as": "behavior"},
+                },
+                "train_val_split": 0.7,
+            })  # fmt: skip
+        )
+    return configs
+
+
+MODEL = {
+    "frontend": {"type": "learnable_temporal", "params": {"kernel_size": 3, "num_channels": 2}},
+    "convnet": {
+        "type": "vanilla",
+        "params": {
+            "channels": [4],
+            "block_configs": [{"conv_params": {"kernel_size": [2, 3, 3]}, "norm_type": "batch", "act_type": "silu"}],
+        },
+    },
+    "modulator": {"type": "concat", "params": {"encoder_params": {"dims": [4, 3]}}},
+    "readout": {"type": "gaussian"},
+    "regularization": [
+        {"name": "sparse", "type": "l1", "lambda": 1e-3, "apply_to": ["readouts/features"]},
+        {"name": "prox", "type": "proximal_l1", "lambda": 1e-4, "apply_to": ["frontend/weight"]},
+    ],
+}
+
+
+def make_model(data, *, config=None, **settings):
+    config = ModelConfig.model_validate(config or MODEL)
+    return MultiDatasetModel(config, data.specs, mean_counts=data.mean_counts(), **{"learning_rate": 1e-2} | settings)
+
+
+def make_trainer(folder=None, **options):
+    callbacks = options.pop("callbacks", [])
+    if folder is not None:
+        callbacks = [SafeCheckpoint(folder), *callbacks]
+    defaults = {
+        "accelerator": "cpu", "max_epochs": 2, "logger": False, "enable_checkpointing": folder is not None,
+        "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0, "gradient_clip_val": 1.0, "callbacks": callbacks,
+    }  # fmt: skip
+    return pl.Trainer(**defaults | options)
+
+
+def make_data(configs, **settings):
+    return MultiDatasetDM(configs, **{"batch_size": 64, "clip_len": 8, "steps_per_epoch": 6} | settings)
+
+
+def train(configs, *, devices=1, batch_size=64, model=None, folder=None, settings=None, **data):
+    """Train in float64; return the weights and the metrics."""
+    data = make_data(configs, batch_size=batch_size, **data)
+    module = make_model(data, config=model, **settings or {})
+    strategy = GradientSumStrategy(start_method="spawn") if devices > 1 else "auto"
+    trainer = make_trainer(folder, devices=devices, strategy=strategy, precision="64-true")
+    trainer.fit(module, data)
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return {name: value.double() for name, value in module.twin.state_dict().items()}, metrics
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    return make_configs(tmp_path_factory.mktemp("sessions"))
+
+
+def assert_same(a, b, tolerance):
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_loss_is_the_mean_over_valid_counts_of_the_step(configs):
+    data = make_data(configs)
+    module = make_model(data)
+    loader = ClipLoader(data.table, ClipSampler(len(data.table), batch_size=8, steps_per_epoch=6, seed=0), context=4)
+    batch = loader.batch(3)
+    total, count = 0.0, 0
+    for part, rates in zip(batch.batches, module(batch.batches), strict=True):
+        for rate, y, valid in zip(rates.flatten(), part.spikes.flatten(), part.mask.flatten(), strict=True):
+            if valid:
+                total, count = total + rate.item() - y.item() * math.log(rate.item()), count + 1
+    module.trainer = make_trainer()
+    loss = module.training_step(batch, 1) - module.regularizers.penalty(0, active=batch.sessions)[0]
+    assert count == batch.count
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_the_count_is_that_of_all_processes_and_micro_batches(configs):
+    data = make_data(configs)
+
+    def count(world_size, accumulate, batch_size):
+        batches = []
+        for rank in range(world_size):
+            sampler = ClipSampler(
+                len(data.table), batch_size=batch_size, steps_per_epoch=6, seed=0, rank=rank, world_size=world_size
+            )
+            loader = ClipLoader(data.table, sampler, context=4, accumulate=accumulate)
+            batches += [loader.batch(step) for step in range(accumulate)]
+        own = sum(int(part.mask.sum()) for batch in batches for part in batch.batches)
+        assert {batch.count for batch in batches} == {own}
+        assert len({batch.sessions for batch in batches}) == 1
+        return own
+
+    assert count(1, 1, 12) == count(2, 1, 6) == count(1, 2, 6) == count(3, 2, 2)
+
+
+def test_accumulated_micro_batches_equal_one_batch(configs):
+    """Without batch statistics, which differ by micro-batch."""
+    model = copy.deepcopy(MODEL)
+    model["convnet"]["params"]["block_configs"][0]["norm_type"] = "rms"
+    whole, _ = train(configs, batch_size=64, model=model)
+    data = make_data(configs, batch_size=32, steps_per_epoch=12, accumulate=2)
+    module = make_model(data, config=model)
+    make_trainer(precision="64-true", accumulate_grad_batches=2).fit(module, data)
+    assert_same(whole, {n: v.double() for n, v in module.twin.state_dict().items()}, 1e-9)
+
+
+def test_two_processes_train_like_one(configs, tmp_path):
+    """Same global batch, batch norm, penalties, and sessions that a process does not see in a step."""
+    one, metrics_one = train(configs, batch_size=32, curriculum_steps=8, balance="session")
+    two, metrics_two = train(configs, batch_size=16, devices=2, curriculum_steps=8, balance="session")
+    # Adam divides rounding by small gradients: what batch norm cancels differs in the eighth digit.
+    assert_same(one, two, 1e-6)
+    for name in ("train_loss", "val_loss", "val_bps", "val_bps/s2_x"):
+        assert metrics_two[name] == pytest.approx(metrics_one[name], rel=1e-6), name
+
+
+@pytest.mark.slow
+def test_four_processes_train_like_one(configs):
+    one, metrics_one = train(configs, batch_size=32)
+    four, metrics_four = train(configs, batch_size=8, devices=4)
+    assert_same(one, four, 1e-6)
+    assert metrics_four["val_bps"] == pytest.approx(metrics_one["val_bps"], rel=1e-6)
+
+
+def test_validation_and_evaluation_give_the_same_figures(configs, tmp_path):
+    data = make_data(configs)
+    module = make_model(data)
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, data)
+    table = evaluate(load_twin(tmp_path / "last.ckpt"), data.sessions, "val")
+    summary = summarize_table(table)[-1]
+    assert trainer.callback_metrics["val_bps"].item() == pytest.approx(summary.mean, rel=1e-6)
+    nll = np.nansum(table["nll"] * table["bins"]) / table["bins"].sum()
+    assert trainer.callback_metrics["val_loss"].item() == pytest.approx(nll, rel=1e-6)
+
+
+def test_only_readouts_of_sessions_in_the_step_change(configs):
+    data = make_data(configs, batch_size=8, steps_per_epoch=1)
+    module = make_model(data)
+    before = {name: value.clone() for name, value in module.twin.state_dict().items()}
+    make_trainer(max_epochs=1).fit(module, data)
+    in_step = set(data.train_dataloader().batch(0).sessions)
+    changed = {
+        int(name.split(".")[1])
+        for name, value in module.twin.state_dict().items()
+        if name.startswith("readouts") and not torch.equal(value, before[name])
+    }
+    assert len(in_step) == 1 and changed == in_step
+
+
+def test_every_parameter_is_in_one_group_and_decay_is_for_weights(configs):
+    model = copy.deepcopy(MODEL) | {"recurrent": {"type": "convgru", "params": {"hidden_dim": 3}}}
+    model["regularization"] = [{"name": "w", "type": "l2", "lambda": 1.0, "apply_to": ["convnet/weight"]}]
+    data = make_data(configs, steps_per_epoch=1)
+    module = make_model(data, config=model, core_lr_scale=0.1, weight_decay=0.5)
+    make_trainer(max_epochs=1).fit(module, data)
+    groups = {group["name"]: group for group in module.optimizers().param_groups}
+    names = {id(p): n for n, p in module.twin.named_parameters()}
+    members = {key: {names[id(p)] for p in group["params"]} for key, group in groups.items()}
+    assert sorted(sum(map(sorted, members.values()), [])) == sorted(names.values())  # noqa: RUF017
+    assert all(n.startswith(("readouts", "adapters")) for k in members if k.startswith("session") for n in members[k])
+    assert any("recurrent" in n for n in members["core/decay"])
+    decaying = members["core/decay"] | members["session/decay"]
+    assert not any(n.endswith(("bias", "mean", "std", "theta")) or "norm" in n for n in decaying)
+    assert "convnet.blocks.0.conv.weight" in members["core/no_decay"]
+    assert groups["core/decay"]["lr"] == pytest.approx(1e-3) and groups["session/decay"]["lr"] == pytest.approx(1e-2)
+    assert groups["core/decay"]["weight_decay"] == 0.5 and groups["core/no_decay"]["weight_decay"] == 0
+
+
+def test_training_starts_at_the_mean_training_rates(configs):
+    data = make_data(configs)
+    module = make_model(data)
+    with torch.no_grad():
+        for readout, mean in zip(module.twin.readouts, data.mean_counts(), strict=True):
+            torch.testing.assert_close(F.softplus(readout.bias), mean.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_resuming_within_an_epoch_ends_with_the_same_bits(configs, tmp_path):
+    whole = make_data(configs, curriculum_steps=9)
+    model = make_model(whole, lr_scheduler="cosine_warmup", warmup_epochs=1)
+    make_trainer(tmp_path / "whole").fit(model, whole)
+
+    class Killed(BaseException):
+        pass
+
+    class KillAt(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == 9:
+                raise Killed
+
+    data = make_data(configs, curriculum_steps=9)
+    killed = make_model(data, lr_scheduler="cosine_warmup", warmup_epochs=1)
+    checkpoints = SafeCheckpoint(tmp_path / "killed", every_n_steps=2)
+    with pytest.raises(Killed):
+        make_trainer(callbacks=[checkpoints, KillAt()], enable_checkpointing=True).fit(killed, data)
+    data = make_data(configs, curriculum_steps=9)
+    resumed = make_model(data, lr_scheduler="cosine_warmup", warmup_epochs=1, seed=5)
+    checkpoints = SafeCheckpoint(tmp_path / "killed", every_n_steps=2)
+    make_trainer(callbacks=[checkpoints], enable_checkpointing=True).fit(
+        resumed, data, ckpt_path=tmp_path / "killed" / "last.ckpt"
+    )
+    a, b = (torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("whole", "killed"))
+    assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
+    for (_, x), (_, y) in zip(
+        a["optimizer_states"][0]["state"].items(), b["optimizer_states"][0]["state"].items(), strict=True
+    ):
+        assert all(torch.equal(x[key], y[key]) for key in x)
+    assert a["lr_schedulers"] == b["lr_schedulers"] and a["MultiDatasetDM"] == b["MultiDatasetDM"]
+
+
+def test_a_checkpoint_stands_alone(configs, tmp_path):
+    data = make_data(configs)
+    module = make_model(data)
+    make_trainer(tmp_path).fit(module, data)
+    twin = load_twin(tmp_path / "last.ckpt")
+    assert isinstance(twin, TwinModel)
+    assert [spec.name for spec in twin.sessions] == ["s0_x", "s1_x", "s2_x"]
+    assert twin.sessions[1].unit_ids == (0, 1, 2)
+    session = Session.load(configs[1].path)
+    rates = twin.predict(np.asarray(session.stimulus), dict(session.behavior), session="s1_x")
+    prepared = data.sessions[1]
+    table = evaluate(twin, [prepared], "val")
+    bins = np.flatnonzero((prepared.split == 1) & prepared.mask.all(axis=1))
+    expected = rates[bins].astype(float)
+    y = prepared.spikes[bins].astype(float)
+    own = prepared.mask[(prepared.split == 1)].all(axis=1).sum()
+    assert own == table["bins"][0]
+    np.testing.assert_allclose((expected - y * np.log(expected)).mean(axis=0), table["nll"], rtol=1e-4)
+
+
+def test_pretrained_core_is_loaded_and_frozen(configs, tmp_path):
+    data = make_data(configs[:2])
+    first = make_model(data)
+    make_trainer(tmp_path).fit(first, data)
+    trained = load_twin(tmp_path / "last.ckpt").state_dict()
+    data = make_data(configs[1:])
+    module = make_model(data, pretrained_checkpoint=tmp_path / "last.ckpt", freeze_vision=True, seed=9)
+    state = module.twin.state_dict()
+    assert torch.equal(state["convnet.blocks.0.conv.weight"], trained["convnet.blocks.0.conv.weight"])
+    assert torch.equal(state["readouts.0.features"], trained["readouts.1.features"])  # by name, not by position
+    assert state["readouts.1.features"].shape == (4, 7)
+    make_trainer(max_epochs=1).fit(module, data)
+    after = module.twin.state_dict()
+    assert torch.equal(after["convnet.blocks.0.conv.weight"], trained["convnet.blocks.0.conv.weight"])
+    assert not torch.equal(after["readouts.0.features"], trained["readouts.1.features"])
+    with pytest.raises(ConfigError, match="random weights"):
+        make_model(data, freeze_vision=True)
+    other = copy.deepcopy(MODEL)
+    other["convnet"]["params"]["channels"] = [5]
+    with pytest.raises(ConfigError, match="does not fit"):
+        make_model(data, config=other, pretrained_checkpoint=tmp_path / "last.ckpt")
+
+
+def test_exposure_scales_the_expected_count(tmp_path):
+    data = make_data(make_configs(tmp_path, n_sessions=1, exposure=True))
+    module = make_model(data)
+    batch = data.train_dataloader().batch(0)
+    (rates,), (part,) = module(batch.batches), batch.batches
+    expected = rates * part.exposure
+    nll = (expected - part.spikes * expected.log())[part.mask].sum() / batch.count
+    module.trainer = make_trainer()
+    loss = module.training_step(batch, 1) - module.regularizers.penalty(0, active=batch.sessions)[0]
+    assert loss.item() == pytest.approx(nll.item(), rel=1e-5)
+    assert part.exposure.unique().numel() == 3
+
+
+def test_clips_train_like_windows(configs):
+    """Same predictions in a step, as one clip of 8 bins or as 8 windows: the same gradient."""
+    model = copy.deepcopy(MODEL)
+    model["convnet"]["params"]["block_configs"][0]["norm_type"] = "grn"
+    data = make_data(configs[:1])
+    module = make_model(data, config=model).double()
+    clips, windows = data.table, make_data(configs[:1], clip_len=1).table
+    rows = np.array([2, 5])
+    bins = np.concatenate([np.arange(clips.start[row], clips.stop[row]) for row in rows])
+    gradients = []
+    for table, chosen in ((clips, rows), (windows, np.flatnonzero(np.isin(windows.start, bins)))):
+        module.zero_grad()
+        (batch,) = table.batches(chosen, context=4)
+        (rates,) = module([batch])
+        (rates - batch.spikes * rates.log())[batch.mask].sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in module.twin.named_parameters() if p.grad is not None})
+    assert_same(*gradients, 1e-9)
+
+
+def test_threads_give_the_same_batches_in_order_and_pass_errors_on(configs):
+    data = make_data(configs)
+    batches = []
+    for threads in (0, 1, 3):
+        sampler = ClipSampler(len(data.table), batch_size=4, steps_per_epoch=7, seed=0)
+        loader = ClipLoader(data.table, sampler, context=4, threads=threads)
+        batches.append([[part.bins.tolist() for part in batch.batches] for batch in loader])
+        assert sampler.step == 7
+    assert batches[0] == batches[1] == batches[2]
+    loader.batch = lambda step: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        list(loader)
+
+
+def test_settings_that_cannot_be_are_refused(configs):
+    for setting in ({"batch_size": 0}, {"clip_len": 0}, {"steps_per_epoch": 0}, {"balance": "unit"}):
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            make_data(configs, **setting)
