@@ -151,9 +151,9 @@ class PooledGRU(Stage):
 
     def __init__(self, params: RecurrentParams, inputs: Maps, *, generator: torch.Generator):
         super().__init__()
-        self.network = nn.utils.skip_init(
-            self.Network, inputs.channels, params.hidden_dim, num_layers=params.n_layers, batch_first=True
-        )
+        # Made without values, since torch would draw them from the global generator.
+        network = self.Network(inputs.channels, params.hidden_dim, params.n_layers, batch_first=True, device="meta")
+        self.network = network.to_empty(device="cpu")
         with torch.no_grad():
             for name, parameter in self.network.named_parameters():
                 std = 0.0 if "bias" in name else 1 / sqrt(parameter.shape[-1])

@@ -1,0 +1,197 @@
+"""Readouts against loops, scipy and hand-worked cases."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+import torch
+
+from neurotwin.config import (
+    AttentionReadoutParams,
+    ConfigError,
+    FactorizedReadoutParams,
+    GaussianEIReadoutParams,
+    GaussianReadoutParams,
+    HistoryEncoderParams,
+    LinearReadoutParams,
+    PointReadoutParams,
+)
+from neurotwin.models.readout import (
+    AttentionReadout,
+    FactorizedReadout,
+    GaussianEIReadout,
+    GaussianReadout,
+    LinearReadout,
+    PointReadout,
+    SpikeHistory,
+)
+
+
+def rand(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+
+def gaussian(mean, std, theta, height, width):
+    """The normalised density of scipy at the pixels' centres."""
+    turn = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]])
+    covariance = turn @ np.diag(np.square(std)) @ turn.T
+    grid = [[((2 * j + 1) / width - 1, (2 * i + 1) / height - 1) for j in range(width)] for i in range(height)]
+    density = scipy.stats.multivariate_normal(mean, covariance).pdf(np.array(grid))
+    return density / density.sum()
+
+
+def test_gaussian_readout_is_scipys_density(maps, generator):
+    readout = GaussianReadout(GaussianReadoutParams(initial_mean_scale=0.4), maps(), 5, generator=generator)
+    with torch.no_grad():
+        readout.theta.copy_(rand(5)), readout.std.mul_(1 + rand(5, 2).abs()), readout.bias.copy_(rand(5))
+    x = rand(2, 3, 4, 9, 7)
+    y = readout(x)
+    for u in range(5):
+        std = np.hypot(readout.std[u].tolist(), 1 / 7)
+        weights = gaussian(readout.mean[u].tolist(), std, readout.theta[u].item(), 9, 7)
+        np.testing.assert_allclose(readout.weights()[u].detach(), weights, atol=1e-12)
+        pooled = np.einsum("bcthw,hw->btc", x.numpy(), weights)
+        expected = pooled @ readout.features[u].detach().numpy() + readout.bias[u].item()
+        np.testing.assert_allclose(y[..., u].detach(), expected, atol=1e-12)
+
+
+def test_gaussian_starts_where_it_is_told(maps, generator):
+    params = GaussianReadoutParams(initial_std=0.5, initial_mean_scale=0.2)
+    readout = GaussianReadout(params, maps(), 4000, generator=generator)
+    std = (readout.std.square() + readout.floor**2).sqrt()
+    torch.testing.assert_close(std, torch.full((4000, 2), 0.5))
+    np.testing.assert_allclose(readout.mean.detach().std(), 0.2, rtol=0.05)
+    drive = readout.drive(torch.ones(1, 3, 1, 9, 7))
+    assert drive.abs().max() < 0.5
+
+
+def test_a_gaussian_of_no_width_still_learns_where_to_go(maps, generator):
+    readout = GaussianReadout(GaussianReadoutParams(initial_std=1e-6), maps(1), 1, generator=generator)
+    with torch.no_grad():
+        readout.mean.zero_(), readout.features.fill_(1)
+    x = torch.zeros(1, 1, 1, 9, 7)
+    x[..., 4, 5] = 1
+    readout.drive(x).sum().backward()
+    assert readout.mean.grad[0, 0] > 1e-3, "moving towards the bright pixel raises the drive"
+
+
+def test_gaussian_on_a_single_pixel_is_its_features(maps, generator):
+    readout = GaussianReadout(GaussianReadoutParams(bias=False), maps(3, 1, 1), 2, generator=generator)
+    x = rand(2, 3, 4, 1, 1)
+    torch.testing.assert_close(readout(x), torch.einsum("bct,uc->btu", x[..., 0, 0], readout.features))
+
+
+def test_excitation_minus_inhibition(maps, generator):
+    readout = GaussianEIReadout(GaussianEIReadoutParams(), maps(), 4, generator=generator)
+    with torch.no_grad():
+        readout.mean.add_(rand(2, 4, 2) / 4), readout.features.copy_(rand(2, 4, 3))
+    x = rand(2, 3, 5, 9, 7)
+    expected = 0
+    for sign, index in ((1, 0), (-1, 1)):
+        for u in range(4):
+            std = np.hypot(readout.std[index, u].tolist(), 1 / 7)
+            weights = torch.as_tensor(gaussian(readout.mean[index, u].tolist(), std, 0.0, 9, 7))
+            drive = torch.einsum("bcthw,hw,c->bt", x, weights, readout.features[index, u].abs())
+            expected = expected + sign * torch.nn.functional.one_hot(torch.tensor(u), 4) * drive[..., None]
+    torch.testing.assert_close(readout.drive(x), expected)
+
+
+def test_linear_readout(maps, generator):
+    readout, x = LinearReadout(LinearReadoutParams(), maps(), 4, generator=generator), rand(2, 3, 5, 9, 7)
+    torch.testing.assert_close(readout(x), torch.einsum("bcthw,uchw->btu", x, readout.features))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_factorized_readout(normalize, maps, generator):
+    params = FactorizedReadoutParams(normalize=normalize)
+    readout, x = FactorizedReadout(params, maps(), 4, generator=generator), rand(2, 3, 5, 9, 7)
+    mask = readout.mask.detach().numpy()
+    if normalize:
+        mask = mask / np.sqrt((mask**2).sum((1, 2)))[:, None, None]
+    expected = np.einsum("bcthw,uhw,uc->btu", x, mask, readout.features.detach())
+    np.testing.assert_allclose(readout(x).detach(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal", "isotropic"])
+def test_point_readout_interpolates(covariance, maps, generator):
+    params = PointReadoutParams(covariance=covariance, initial_mean_scale=0.3)
+    readout, x = PointReadout(params, maps(), 6, generator=generator).eval(), rand(2, 3, 4, 9, 7)
+    y = readout(x)
+    for u, (column, row) in enumerate(readout.mean.tolist()):
+        where = [[(row + 1) * 9 / 2 - 0.5], [(column + 1) * 7 / 2 - 0.5]]
+        for b, t in np.ndindex(2, 4):
+            values = [scipy.ndimage.map_coordinates(x[b, c, t], where, order=1, mode="nearest")[0] for c in range(3)]
+            np.testing.assert_allclose(y[b, t, u].item(), np.dot(values, readout.features[u].tolist()), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("covariance", "std"), [("full", [[0.2, 0.0], [0.1, 0.05]]), ("diagonal", [0.2, 0.05]), ("isotropic", [0.1])]
+)
+def test_sampled_points_have_the_covariance_asked_for(covariance, std, maps, generator):
+    """Features that are the coordinates themselves read the sampled points out."""
+    params = PointReadoutParams(covariance=covariance, initial_mean_scale=0.0)
+    readout = PointReadout(params, maps(2, 20, 20), 2, generator=generator)
+    ramp = (2 * torch.arange(20) + 1) / 20 - 1
+    x = torch.stack([ramp.expand(20, 20), ramp[:, None].expand(20, 20)])[None, :, None].expand(20000, -1, -1, -1, -1)
+    with torch.no_grad():
+        readout.std.copy_(torch.tensor(std)), readout.features.copy_(torch.eye(2))
+        readout.std[0] = 0
+        points = readout(x)[:, 0]
+    assert points[:, 0].abs().max() < 1e-12, "without spread, the point itself"
+    readout.features.data[:] = torch.eye(2).flip(0)
+    lower = torch.tensor(std) if covariance == "full" else torch.eye(2) * torch.tensor(std)
+    np.testing.assert_allclose(points[:, 1].var(), (lower @ lower.t())[1, 1], rtol=0.05)
+
+
+def test_points_from_the_coordinates_of_units(maps, generator):
+    params, positions = PointReadoutParams(predict_positions=True), rand(6, 3) * 100
+    readout = PointReadout(params, maps(), 6, positions=positions, generator=generator)
+    assert "mean" not in dict(readout.named_parameters())
+    assert readout.points().abs().max() < 1
+    readout.eval()(rand(1, 3, 2, 9, 7)).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in readout.predictor.parameters())
+    with pytest.raises(ConfigError, match="no unit_positions"):
+        PointReadout(params, maps(), 6, generator=generator)
+
+
+def test_attention_readout_by_loops(maps, generator):
+    params = AttentionReadoutParams(num_heads=2, key_dim=5)
+    readout, x = AttentionReadout(params, maps(3, 3, 2), 4, generator=generator), rand(2, 3, 2, 3, 2)
+    y = readout(x)
+    for b, t, u in np.ndindex(2, 2, 4):
+        pixels = x[b, :, t].flatten(1).t()
+        drive = 0.0
+        for head in range(2):
+            part = slice(5 * head, 5 * head + 5)
+            keys = pixels @ readout.key.weight[part].t() + readout.position[:, part]
+            weights = (keys @ readout.query[u, head] / 5**0.5).softmax(0)
+            drive += readout.features[u, head] @ (weights @ pixels)
+        torch.testing.assert_close(y[b, t, u], drive)
+
+
+def test_history_is_a_perceptron_over_the_last_counts(generator):
+    params = HistoryEncoderParams(num_lags=3, hidden_dims=[6], act_type="tanh", bias=True)
+    encoder, counts = SpikeHistory(params, 2, generator=generator), rand(2, 7, 2).abs()
+    y = encoder(counts)
+    assert y.shape == (2, 5, 2)
+    first, second = encoder.layers
+    for b, t in np.ndindex(2, 5):
+        # units first, then lags, the oldest first
+        window = torch.stack([counts[b, t + lag, unit] for unit in range(2) for lag in range(3)])
+        expected = second.weight @ (first.weight @ window + first.bias).tanh() + second.bias
+        torch.testing.assert_close(y[b, t], expected)
+
+
+def test_spectral_norm_bounds_the_gain(generator):
+    params = HistoryEncoderParams(num_lags=4, hidden_dims=[5], act_type="none", spectral_norm=True)
+    encoder = SpikeHistory(params, 3, generator=generator)
+    x = rand(200, 4, 3)
+    with torch.no_grad():
+        small = encoder(x)
+        for layer in encoder.layers:
+            layer.weight.mul_(100)
+        large = encoder(x)
+    bound = np.linalg.svd(encoder.layers[1].weight.detach().numpy() / 100, compute_uv=False)[0]
+    assert small.norm() < large.norm()
+    assert bound < 1, "the last layer starts small and is left alone"
+    assert (large.flatten(1).norm(dim=1) <= x.flatten(1).norm(dim=1)).all()
