@@ -15,7 +15,7 @@ from neurotwin.config import ModelConfig
 from neurotwin.models.twin import SessionSpec, TwinModel
 
 SIZE, RATE = 16, 60.0
-KERNEL = torch.tensor([0.0, -0.5, 1.0])  # oldest first
+KERNEL = torch.tensor([0.0, -1.5, 1.0])  # oldest first; an image that stays drives with the opposite sign
 
 
 def gabor(direction, phase):
