@@ -18,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neurotwin.analysis.evaluate import evaluate
@@ -31,6 +31,7 @@ from training.callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
     Heartbeat,
+    ModelLogging,
     SafeCheckpoint,
     TimeBudgetCallback,
     latest_checkpoint,
@@ -179,7 +180,7 @@ def train(arguments: argparse.Namespace) -> Path:
         default_root_dir=folder,
     )
     record = {
-        "model": name, "model_config": str(arguments.model_config), "seed": arguments.seed,
+        "name": name, "model_config": str(arguments.model_config), "seed": arguments.seed,
         "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
         "environment": describe_environment(), "sessions": [prepared.name for prepared in data.sessions], "wall_s": 0.0,
     }  # fmt: skip
@@ -266,8 +267,6 @@ def make_loggers(arguments: argparse.Namespace, folder: Path, name: str) -> list
             import wandb  # noqa: F401  (an extra, only needed here)
         except ImportError:
             raise ValueError("--logger wandb needs the extra: pip install 'neurotwin[wandb]'") from None
-        from lightning.pytorch.loggers import WandbLogger
-
         loggers.append(WandbLogger(name=name, project=arguments.project_name, save_dir=folder))
     return loggers
 
