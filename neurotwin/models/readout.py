@@ -197,6 +197,7 @@ class PointReadout(Readout):
             return
         if positions is None:
             raise ConfigError("predict_positions: the session has no unit_positions; add them, or set it to false")
+        positions = positions.to(torch.get_default_dtype())
         positions = (positions - positions.mean(dim=0)) / positions.std(dim=0, correction=0).clamp_min(1e-6)
         self.register_buffer("positions", positions, persistent=False)
         hidden = linear(positions.shape[1], 30, generator=generator)

@@ -245,7 +245,7 @@ class TwinModel(nn.Module):
         self.baselines = nn.ParameterList()
         for spec in self.sessions:
             n_units = len(spec.unit_ids)
-            positions = None if spec.unit_positions is None else torch.tensor(spec.unit_positions).float()
+            positions = None if spec.unit_positions is None else torch.tensor(spec.unit_positions)
             with inside(f"session {spec.name}"):
                 part, features = spec.config.readout or config.readout, self.recurrent.outputs
                 self.readouts.append(_build(part, features, n_units, positions=positions, generator=generator))
