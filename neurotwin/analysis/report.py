@@ -168,12 +168,16 @@ def html_page(runs: Sequence[Run], title: str = "Runs") -> str:
     if drawn:
         figure = plots.learning_curves(drawn, xlabel="epoch", ylabel="validation, bits per spike")
         parts.append("<h2>Learning curves</h2>" + _image(figure, "Validation BPS over epochs"))
+    parts.append('<div class="runs">')
     for name, run in _named(runs):
-        parts.append(f"<h2>{html.escape(name)}</h2>")
+        parts.append(f"<section><h2>{html.escape(name)}</h2>")
         if run.table is not None:
             parts.append(_image(plots.units_against_oracle(run.table), f"BPS of the units of {name}"))
         record = html.escape(json.dumps(run.record, indent=2))
-        parts.append(f"<details><summary>{html.escape(str(run.folder))}</summary><pre>{record}</pre></details>")
+        parts.append(
+            f"<details><summary>{html.escape(str(run.folder))}</summary><pre>{record}</pre></details></section>"
+        )
+    parts.append("</div>")
     return _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts))
 
 
@@ -194,8 +198,10 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 .wide { overflow-x: auto }
+.runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 0 2rem }
+.runs > * { min-width: 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
+th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 th { border-bottom: 2px solid #222 }
 img { max-width: 100%; height: auto }
