@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from neurotwin.analysis import plots
+from neurotwin.batch import Batch
 from neurotwin.data.clips import stream
 from neurotwin.models.layers import Kernel
 from neurotwin.models.readout import FactorizedReadout, GaussianReadout, LinearReadout
@@ -327,7 +328,12 @@ class ModelLogging(Callback):
                 labels = [str(unit_id) for unit_id in spec.unit_ids]
                 figures["readouts"] = plots.readout_maps(maps.float().cpu().numpy(), labels=labels)
         if epoch % self.slow_interval == 0:
-            figures["predictions"] = self._predictions(trainer, twin)
+            batch = next(stream(trainer.datamodule.sessions[self.session], "val", context=twin.context), None)
+            if batch is None:
+                logger.warning("%s has no validation bins: there are no predictions to draw", spec.name)
+            else:
+                batch.session = self.session
+                figures["predictions"] = self._predictions(twin, batch.to(pl_module.device))
         for name, figure in figures.items():
             path = self.folder / f"{name}_{epoch:04d}.png"
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -338,10 +344,7 @@ class ModelLogging(Callback):
                 elif isinstance(tracker, WandbLogger):
                     tracker.log_image(name, [str(path)], step=trainer.global_step)
 
-    def _predictions(self, trainer: pl.Trainer, twin: TwinModel) -> Figure:
-        prepared = trainer.datamodule.sessions[self.session]
-        batch = next(stream(prepared, "val", context=twin.context)).to(trainer.strategy.root_device)
-        batch.session = self.session
+    def _predictions(self, twin: TwinModel, batch: Batch) -> Figure:
         rates = twin([batch])[0][0].double().cpu().numpy()
         counts = batch.spikes[0].double().masked_fill(~batch.mask[0], torch.nan)
         counts = (counts if batch.exposure is None else counts / batch.exposure[0]).cpu().numpy()

@@ -6,17 +6,26 @@ import pickle
 import re
 import shutil
 import signal
+from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from neurotwin.analysis import plots
+from neurotwin.config import DatasetConfig, ModelConfig
+from neurotwin.data.prepare import Prepared
+from neurotwin.models.twin import SessionSpec, TwinModel
 from training.callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
     Heartbeat,
+    ModelLogging,
     SafeCheckpoint,
     SafeCheckpointIO,
     TimeBudgetCallback,
@@ -164,6 +173,112 @@ def test_a_sampler_that_training_does_not_follow_is_an_error(fit, tiny, monkeypa
         fit(CurriculumCallback(), sampler=curriculum(), limit_val_batches=0)
 
 
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def session_of(exposure: bool) -> Prepared:
+    """40 bins of 6 by 5 pixels and 3 units in two trials, the second for validation."""
+    rng, n_bins = np.random.default_rng(0), 40
+    spikes = rng.poisson([0.1, 2.0, 1.0], (n_bins, 3)).astype(np.uint8)
+    return Prepared(
+        name="s", subject="s", config=DatasetConfig.model_validate({"keys_lags": {"stim": [0, 1, 2, 3]}}),
+        bin_rate=60.0, unit_ids=np.array([4, 7, 9]), source=rng.integers(0, 255, (n_bins, 6, 5)).astype(np.uint8),
+        frame=np.arange(n_bins), pixel_scale=(1 / 255, 0.0), spikes=spikes, mask=rng.random((n_bins, 3)) > 0.1,
+        split=np.repeat([0, 1], 20).astype(np.int8), run_start=np.repeat([0, 20], 20),
+        run_stop=np.repeat([20, 40], 20), contrast=np.ones(n_bins, np.float32), repeat_id=np.full(n_bins, -1),
+        exposure=np.full(n_bins, 2, np.float32) if exposure else None,
+    )  # fmt: skip
+
+
+def twin_of(prepared: Prepared, readout: str, n_sessions: int = 1) -> TwinModel:
+    frontend = {"type": "learnable_temporal", "params": {"kernel_size": 3, "num_channels": 2}}
+    config = ModelConfig.model_validate({"frontend": frontend, "readout": {"type": readout}})
+    spec = SessionSpec.from_prepared(prepared)
+    return TwinModel(config, [spec, *(replace(spec, name=f"s{i}") for i in range(1, n_sessions))]).eval()
+
+
+def log_epochs(callback: ModelLogging, prepared: Prepared, twin: TwinModel, epochs: int, loggers=()) -> None:
+    for epoch in range(epochs):
+        trainer = SimpleNamespace(
+            sanity_checking=False, state=SimpleNamespace(fn="fit"), current_epoch=epoch, loggers=loggers,
+            global_step=epoch, datamodule=SimpleNamespace(sessions=[prepared] * len(twin.sessions)),
+        )  # fmt: skip
+        callback.on_validation_end(trainer, SimpleNamespace(twin=twin, device=torch.device("cpu")))
+
+
+def test_figures_come_at_their_intervals_and_go_to_tensorboard(tmp_path):
+    prepared = session_of(exposure=False)
+    board = TensorBoardLogger(tmp_path, name="", version="board")
+    callback = ModelLogging(tmp_path / "figures", fast_interval=2, slow_interval=3)
+    log_epochs(callback, prepared, twin_of(prepared, "gaussian"), 4, [board])
+    board.finalize("success")
+    names = ["kernels_0002", "kernels_0004", "predictions_0003", "readouts_0002", "readouts_0004"]
+    assert sorted(path.stem for path in (tmp_path / "figures").glob("*.png")) == names
+    events = EventAccumulator(str(tmp_path / "board"), size_guidance={"images": 0}).Reload()
+    assert {tag: len(events.Images(tag)) for tag in events.Tags()["images"]} == {
+        "kernels": 2,
+        "readouts": 2,
+        "predictions": 1,
+    }
+
+
+@pytest.mark.parametrize("exposure", [False, True])
+def test_predictions_are_those_of_the_units_with_most_spikes(tmp_path, monkeypatch, exposure):
+    drawn = {}
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
+    monkeypatch.setattr(plots, "traces", lambda *args, **kwargs: drawn.update(args=args, **kwargs))
+    prepared = session_of(exposure)
+    twin = twin_of(prepared, "gaussian", n_sessions=2)
+    callback = ModelLogging(tmp_path, fast_interval=9, slow_interval=1, max_units=2, session=1)
+    log_epochs(callback, prepared, twin, 1)
+    observed, predicted = drawn["args"]
+    counts = np.where(prepared.mask, prepared.spikes / (2 if exposure else 1), np.nan)[23:, [1, 2]]
+    np.testing.assert_array_equal(observed, counts)
+    expected = twin.predict(prepared.source[20:], session=1)[3:, [1, 2]]
+    np.testing.assert_allclose(predicted, expected, rtol=1e-5)
+    assert drawn["labels"] == ["s1, unit 7", "s1, unit 9"] and drawn["bin_rate"] == 60
+
+
+@pytest.mark.parametrize("readout", ["gaussian", "gaussianei", "linear", "factorized", "point", "attention"])
+def test_what_is_drawn_of_each_readout(tmp_path, monkeypatch, readout):
+    drawn = {}
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
+    monkeypatch.setattr(plots, "readout_maps", lambda maps, labels: drawn.update(maps=maps, labels=labels))
+    monkeypatch.setattr(plots, "temporal_kernels", lambda kernels, bin_rate: drawn.update(kernels=kernels))
+    prepared = session_of(exposure=False)
+    twin = twin_of(prepared, readout)
+    log_epochs(ModelLogging(tmp_path, fast_interval=1, slow_interval=9), prepared, twin, 1)
+    np.testing.assert_array_equal(drawn["kernels"], twin.frontend.weight.detach()[:, 0, :, 0, 0])
+    if readout in ("point", "attention"):
+        assert "maps" not in drawn
+    else:
+        assert drawn["maps"].shape == (3, 6, 5) and drawn["labels"] == ["4", "7", "9"]
+
+
+def test_kernels_in_space_are_drawn_where_they_are_strongest(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "temporal_kernels", lambda kernels, bin_rate: drawn.update(kernels=kernels))
+    monkeypatch.setattr(plots, "readout_maps", lambda *args, **kwargs: None)
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
+    prepared = session_of(exposure=False)
+    block = {"conv_params": {"kernel_size": 3, "padding": 1}}
+    convnet = {"type": "vanilla", "params": {"channels": [2], "block_configs": [block]}}
+    twin = TwinModel(ModelConfig.model_validate({"convnet": convnet}), [SessionSpec.from_prepared(prepared)]).eval()
+    (weight,) = [p for p in twin.convnet.parameters() if p.ndim == 5]
+    with torch.no_grad():
+        weight.fill_(0.1)[1, 0, :, 2, 0] = torch.tensor([1.0, -2.0, 3.0])
+    log_epochs(ModelLogging(tmp_path, fast_interval=1, slow_interval=9), prepared, twin, 1)
+    np.testing.assert_allclose(drawn["kernels"], [[0.1, 0.1, 0.1], [1, -2, 3]])
+
+
+def test_a_session_without_validation_is_said(tmp_path, caplog):
+    prepared = session_of(exposure=False)
+    twin = twin_of(prepared, "gaussian")
+    prepared.split[:] = 0
+    log_epochs(ModelLogging(tmp_path, fast_interval=9, slow_interval=1), prepared, twin, 1)
+    assert "s has no validation bins" in caplog.text
+
+
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
@@ -240,11 +355,11 @@ def test_a_run_that_a_time_budget_cut_short_goes_on_where_it_was(fit, tiny, tmp_
     assert end_of(trainer, SafeCheckpoint(tmp_path))[:-1] == end
 
 
-@pytest.mark.parametrize(("accumulate", "saved_at"), [(1, 6), (2, 2)])
-def test_sigterm_saves_between_optimizer_steps(fit, tmp_path, accumulate, saved_at):
+@pytest.mark.parametrize(("accumulate", "at", "batches"), [(1, 5, 6), (2, 5, 6), (2, 4, 4)])
+def test_sigterm_saves_between_optimizer_steps(fit, tmp_path, accumulate, at, batches):
     class Terminate(pl.Callback):
         def on_train_batch_start(self, trainer, *_):
-            if trainer.fit_loop.epoch_loop.total_batch_idx == (5 if accumulate == 1 else 4):
+            if trainer.fit_loop.epoch_loop.total_batch_idx == at:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -253,8 +368,9 @@ def test_sigterm_saves_between_optimizer_steps(fit, tmp_path, accumulate, saved_
             fit(Terminate(), SafeCheckpoint(tmp_path), accumulate_grad_batches=accumulate)
     finally:
         signal.signal(signal.SIGTERM, before)
-    # With accumulation the signal came after the first of two micro-batches: the end of the epoch before stands.
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == saved_at
+    # After the first of two accumulated batches nothing is saved: the end of the epoch before stands.
+    loops = torch.load(tmp_path / "last.ckpt", weights_only=True)["loops"]["fit_loop"]
+    assert loops["epoch_loop.batch_progress"]["total"]["ready"] == batches
 
 
 def test_a_torn_checkpoint_is_recognised_and_the_one_before_used(tmp_path, caplog):

@@ -276,6 +276,10 @@ def test_clamps_by_hand_and_from_their_start(kind, expected):
     regularizers = Regularizers([config], {"weight": weight})
     regularizers.proximal_step(optimizer, 1)
     assert weight.tolist() == pytest.approx([-2.0, -0.1, 0.1, 2.0])
+    weight.grad = None  # not stepped
+    regularizers.proximal_step(optimizer, 2)
+    assert weight.tolist() == pytest.approx([-2.0, -0.1, 0.1, 2.0])
+    weight.grad = torch.zeros(4)
     regularizers.proximal_step(optimizer, 2)
     assert weight.tolist() == pytest.approx(expected)
 
