@@ -192,7 +192,8 @@ class MultiDatasetModel(pl.LightningModule):
         schedule = make_scheduler(
             optimizer, self.lr_scheduler, max_epochs=self.trainer.max_epochs,
             steps_per_epoch=round(self.trainer.estimated_stepping_batches / self.trainer.max_epochs),
-            warmup_epochs=self.warmup_epochs, restart_period=self.restart_period,
+            batches_per_epoch=self.trainer.num_training_batches, warmup_epochs=self.warmup_epochs,
+            restart_period=self.restart_period,
         )  # fmt: skip
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
