@@ -43,6 +43,7 @@ from training.utils import (
     describe_environment,
     latest_run_folder,
     new_run_folder,
+    quiet_lightning,
     write_json,
 )
 
@@ -308,6 +309,7 @@ def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script: 0 when trained, 2 with one line when something asked for is not possible."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    quiet_lightning()
     try:
         train(parse_arguments(argv))
     except (ValueError, OSError) as error:  # ConfigError, SessionError and their kin are ValueErrors

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from importlib.metadata import version
@@ -25,6 +26,7 @@ __all__ = [
     "describe_environment",
     "latest_run_folder",
     "new_run_folder",
+    "quiet_lightning",
     "reduce_gradients",
     "write_json",
 ]
@@ -142,6 +144,16 @@ def new_run_folder(root: str | Path, name: str) -> Path:
         logger.info("%s holds a run; this one goes to %s", latest, folder)
     folder.mkdir(parents=True)
     return folder
+
+
+def quiet_lightning() -> None:
+    """Leave out Lightning's advertisements and the warnings that do not concern us.
+
+    Figures are reduced over processes before they are logged, so that `sync_dist` is not wanted.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*sync_dist=True.*", ".*treespec, LeafSpec.*", ".*does not have many workers.*"):
+        warnings.filterwarnings("ignore", message)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -39,14 +39,18 @@ def make_configs(folder, *, n_sessions=3, seed=0, exposure=False):
         )  # fmt: skip
         path = session.save(folder / f"{session.name}.safetensors")
         configs.append(
-            DatasetConfig.model_validate({
-                "session": session.name, "path": str(path), "keys_lags": {"stim": list(range(N_LAGS))},
-                "transforms": {
-                    "stim": {"source": "stim", "ops": ["pixelnorm"]},
-                    "run": {"source": "run", "expose_as": "behavior"},
-                },
-                "train_val_split": 0.7,
-            })  # fmt: skip
+            DatasetConfig.model_validate(
+                {
+                    "session": session.name,
+                    "path": str(path),
+                    "keys_lags": {"stim": list(range(N_LAGS))},
+                    "transforms": {
+                        "stim": {"source": "stim", "ops": ["pixelnorm"]},
+                        "run": {"source": "run", "expose_as": "behavior"},
+                    },
+                    "train_val_split": 0.7,
+                }
+            )  # fmt: skip
         )
     return configs
 
