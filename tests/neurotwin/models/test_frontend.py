@@ -195,3 +195,10 @@ def test_adapter_blurs_more_where_it_samples_more_coarsely(maps):
     with torch.no_grad():
         before, _ = adapter.sigma(), adapter.log_scale.add_(1.0)
     torch.testing.assert_close(adapter.sigma()[0] - before[0], (torch.tensor(1.0).exp() - 1) * 40 / 10 / 2)
+
+
+def test_affine_adapter_blurs_along_the_axis_that_it_stretches(maps):
+    adapter = Adapter(AdapterParams(grid_size=10, init_sigma=2.0, transform="affine"), maps(1, 40, 20))
+    with torch.no_grad():
+        before, _ = adapter.sigma(), adapter.shift[0, 0].add_(1.0)  # x of the grid doubles
+    torch.testing.assert_close(adapter.sigma() - before, torch.tensor([0.0, 20 / 10 / 2]))

@@ -116,6 +116,8 @@ def test_factorized_readout(normalize, maps, generator):
 def test_point_readout_interpolates(covariance, maps, generator):
     params = PointReadoutParams(covariance=covariance, initial_mean_scale=0.3)
     readout, x = PointReadout(params, maps(), 6, generator=generator).eval(), rand(2, 3, 4, 9, 7)
+    with torch.no_grad():
+        readout.mean[0] = torch.tensor([1.4, -2.0])  # outside of the map its edge counts
     y = readout(x)
     for u, (column, row) in enumerate(readout.mean.tolist()):
         where = [[(row + 1) * 9 / 2 - 0.5], [(column + 1) * 7 / 2 - 0.5]]

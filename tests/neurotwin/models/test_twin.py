@@ -129,6 +129,16 @@ def test_nothing_looks_ahead(name, build, clips):
     assert not torch.allclose(after[:, 3:], before[:, 3:])
 
 
+@pytest.mark.parametrize("name", ["concat", "film", "modulating convgru", "behaviour only"])
+def test_behaviour_acts_in_its_own_bin(name, build, clips):
+    twin = build(COMPONENTS[name]).eval()
+    batch = clips(twin, length=6)
+    before = twin([batch])[0]
+    batch.behavior[:, twin.context + 3] += 1
+    moved = (twin([batch])[0] - before).abs().amax(dim=(0, 2)) > 1e-9
+    assert moved.tolist() == [False] * 3 + [True] + [twin.is_recurrent] * 2
+
+
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_chunks_are_one_pass(name, build, clips, cut):
     twin = build(COMPONENTS[name]).eval()
