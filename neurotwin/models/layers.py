@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import all_reduce, is_available, is_initialized
-from torch.distributed.nn.functional import all_reduce as all_reduce_with_gradient
 from torch.nn import functional as F
 
 from ..config import ActParams, BlockConfig, ConfigError, ConvParams, KernelParams, NoParams, NormParams, PoolParams
@@ -31,7 +31,6 @@ __all__ = [
     "Kernel",
     "Maps",
     "Stage",
-    "channel_norm",
     "fold_time",
     "inside",
     "linear",
@@ -470,16 +469,25 @@ class BatchNorm(nn.Module):
 
 
 def _over_processes(values: Tensor) -> Tensor:
-    return all_reduce_with_gradient(values) if is_available() and is_initialized() else values
+    return _SumOverProcesses.apply(values) if is_available() and is_initialized() else values
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum that every process reads: its gradient is the sum of all of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (x.ndim - 2))
-
-
-def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Zero mean and unit variance over the channels (axis 1) of each pixel."""
-    return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, eps).movedim(-1, 1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
