@@ -9,11 +9,11 @@ FAMILY=${FAMILY:-}
 MODELS=${MODELS:-}
 DATASETS=${DATASETS:-experiments/dataset_configs/backimage_120.yaml}
 OUTPUT=${OUTPUT:-runs/backimage_$(date +%Y%m%d_%H%M%S)}
-BATCH_SIZE=${BATCH_SIZE:-512}
-LEARNING_RATE=${LEARNING_RATE:-2e-3}
-MAX_EPOCHS=${MAX_EPOCHS:-12}
-STEPS_PER_EPOCH=${STEPS_PER_EPOCH:-60}
-TIME_BUDGET_MINUTES=${TIME_BUDGET_MINUTES:-1.0}
+BATCH_SIZE=${BATCH_SIZE:-256}
+LEARNING_RATE=${LEARNING_RATE:-2e-2}
+MAX_EPOCHS=${MAX_EPOCHS:-10}
+STEPS_PER_EPOCH=${STEPS_PER_EPOCH:-100}
+TIME_BUDGET_MINUTES=${TIME_BUDGET_MINUTES:-1.5}
 EXTRA_FLAGS=${EXTRA_FLAGS:-}
 
 usage() {
@@ -21,7 +21,8 @@ usage() {
 Usage: bash experiments/run_all_models_backimage.sh [OPTION VALUE]... [-- FLAG...]
 
 Sets up .venv, makes the demo sessions if absent, trains each model config on the same dataset config, and closes with
-one table of the runs. A config that fails does not stop the others; the exit code is then 1. Ctrl-C stops the whole.
+one table of the runs. Rates follow a cosine after an epoch of warm-up; epochs are validated on a quarter of the trials,
+the table is of all of them. A line "# flags: FLAG..." in a config overrides the settings for that model. A config that fails does not stop the others; the exit code is then 1. Ctrl-C stops the whole.
 
 Each setting is an option or, in capitals, an environment variable; the option wins. Paths are relative to the
 repository.
@@ -31,7 +32,7 @@ repository.
   --datasets PATH             parent YAML or folder of session YAMLs ($DATASETS)
   --output DIR                where run folders are made (runs/backimage_DATE_TIME)
   --batch_size N              predicted bins in a step ($BATCH_SIZE)
-  --learning_rate X           ($LEARNING_RATE)
+  --learning_rate X           of readouts; the core learns at half of it ($LEARNING_RATE)
   --max_epochs N              ($MAX_EPOCHS)
   --steps_per_epoch N         ($STEPS_PER_EPOCH)
   --time_budget_minutes X     of each model; what is not done by then is left out ($TIME_BUDGET_MINUTES)
@@ -92,10 +93,14 @@ for config in "${configs[@]}"; do
         echo "$run holds a run already; choose another --output, or continue it with -- --resume auto" >&2
         status=2
     else
+        # A line "# flags: ..." in a config holds what suits that model better than the settings above. The last flag wins.
+        own_flags=$(sed -n 's/^# flags: //p' "$config")
+        # shellcheck disable=SC2086
         python training/train_ddp_multidataset.py --model_config "$config" --dataset_configs_path "$DATASETS" \
             --experiment_name "$name" --checkpoint_dir "$OUTPUT" --batch_size "$BATCH_SIZE" \
             --learning_rate "$LEARNING_RATE" --max_epochs "$MAX_EPOCHS" --steps_per_epoch "$STEPS_PER_EPOCH" \
-            --time_budget_minutes "$TIME_BUDGET_MINUTES" "$@" || status=$?
+            --time_budget_minutes "$TIME_BUDGET_MINUTES" --core_lr_scale 0.5 --lr_scheduler cosine_warmup \
+            --warmup_epochs 1 --limit_val_batches 0.25 $own_flags "$@" || status=$?
         [ ! -f "$run/run.json" ] || runs+=("$run") # one that failed on the way has its row as well
     fi
     case $status in
