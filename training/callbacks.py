@@ -1,16 +1,21 @@
-"""Callbacks of a run: lines that show life, a time budget, the curriculum's watch, figures, safe checkpoints.
+"""Callbacks of a run: lines that show life, metrics, ends in good order, the curriculum's watch, figures, checkpoints.
 
 Lines go through `logging` on process 0. A batch is anything whose ``batches`` are :class:`~neurotwin.batch.Batch`.
 """
 
+import csv
+import io
 import logging
 import math
 import os
+import pickle
+import signal
 import time
 import zipfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +24,6 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -32,14 +36,18 @@ from neurotwin.models.readout import FactorizedReadout, GaussianReadout, LinearR
 from neurotwin.models.twin import TwinModel
 
 from .samplers import ContrastWeightedSampler
+from .utils import write_text
 
 __all__ = [
     "CurriculumCallback",
     "EpochHeartbeat",
     "Heartbeat",
+    "Interrupted",
+    "MetricsFile",
     "ModelLogging",
     "SafeCheckpoint",
     "SafeCheckpointIO",
+    "StopSignals",
     "TimeBudgetCallback",
     "latest_checkpoint",
 ]
@@ -146,6 +154,142 @@ def predictions(batch: Any) -> int:
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Metrics
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class MetricsFile(Callback):
+    """A CSV file with one row an epoch: epochs trained, optimizer steps, what was logged, and the learning rate.
+
+    The rows are part of the checkpoint and the file is written whole, under a temporary name: a run that was killed
+    and resumed ends with the same file. An epoch that was cut short has a row, which the whole epoch's replaces.
+
+    Parameters
+    ----------
+    path
+        The file.
+    names
+        Metrics to write; a name that ends in "/" stands for all that start with it.
+    """
+
+    def __init__(
+        self, path: str | Path, names: tuple[str, ...] = ("train_loss", "skipped", "val_loss", "val_bps", "val_bps/")
+    ) -> None:
+        self.path, self.names = Path(path), names
+        self.rows: list[dict[str, float]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what a checkpoint brought: the file may be ahead of it."""
+        if self.rows:
+            self._write()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add a row."""
+        values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        chosen = [n for name in self.names for n in values if n == name or (name.endswith("/") and n.startswith(name))]
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row |= {name: values[name] for name in chosen}
+        row["lr"] = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        self.rows.append(row)
+        self._write()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after these rows."""
+        self.rows = list(state_dict["rows"])
+
+    @rank_zero_only
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, list(dict.fromkeys(name for row in self.rows for name in row)), lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Signals
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """The run was asked to end by a signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+
+
+class StopSignals(Callback):
+    """SIGTERM and Ctrl-C end a run in good order; the second one ends it at once.
+
+    While training, the optimizer step is finished, or the validation that is running; then the checkpoint is written
+    and :class:`Interrupted` is raised, after the same step on all processes, whichever of them got the signal. At any
+    other time it is raised where the program stands.
+
+    Attributes
+    ----------
+    received
+        The first signal; None before.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._training = False
+
+    def __enter__(self) -> "StopSignals":
+        """Handle the signals from now on."""
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Handle them as before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Handle them instead of Lightning, which would communicate within the handler and after every step."""
+        signal.signal(signal.SIGTERM, self._handle)
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on steps are finished."""
+        self._training = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass the wish on, and end where all agreed to: what came before is saved."""
+        pl_module.stop_requested = self.received is not None
+        if pl_module.stop_agreed:
+            raise Interrupted(self.received or signal.SIGTERM)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All is saved."""
+        self._training = False
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Nothing more is finished."""
+        self._training = False
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + signum)
+        self.received = signum
+        if not self._training:
+            raise Interrupted(signum)
+        logger.info("%s: saving after this step; once more to end at once", Interrupted(signum).name)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -421,7 +565,8 @@ class SafeCheckpoint(Checkpoint):
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self.best: float | None = None
         self.seconds = 0.0
-        self._saved_at, self._steps, self._stepped, self._improved = time.monotonic(), 0, False, False
+        self._saved_at, self._saved_step, self._next_look = time.monotonic(), 0, 0
+        self._steps, self._stepped, self._improved = 0, False, False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let this trainer write and read checkpoints safely."""
@@ -429,8 +574,8 @@ class SafeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._saved_at, self._steps = time.monotonic(), trainer.global_step
-        self._stepped = self._improved = False
+        self._saved_at, self._saved_step, self._next_look = time.monotonic(), trainer.global_step, 0
+        self._steps, self._stepped, self._improved = trainer.global_step, False, False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -440,10 +585,7 @@ class SafeCheckpoint(Checkpoint):
         if not self._stepped or _at_epoch_end(trainer):
             return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if self.every_n_minutes is not None:
-            waited = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
-            due |= trainer.strategy.broadcast(waited)
-        if due or trainer.should_stop:
+        if due or self._time_is_up(trainer) or trainer.should_stop or getattr(pl_module, "stop_agreed", False):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -470,11 +612,6 @@ class SafeCheckpoint(Checkpoint):
             self._save(trainer, "best.ckpt")
         self._save_last(trainer)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save when the run is asked to end (SIGTERM), which it does between batches; other faults leave the last."""
-        if isinstance(exception, SIGTERMException) and self._stepped and not _at_epoch_end(trainer):
-            self._save_last(trainer)
-
     def state_dict(self) -> dict[str, Any]:
         """The best value."""
         return {"best": self.best}
@@ -483,9 +620,19 @@ class SafeCheckpoint(Checkpoint):
         """Go on with the best value."""
         self.best = state_dict["best"]
 
+    def _time_is_up(self, trainer: pl.Trainer) -> bool:
+        """Whether minutes are over. Process 0 says, and after how many steps, half of those that fit, to ask again."""
+        if self.every_n_minutes is None or trainer.global_step < self._next_look:
+            return False
+        waited, steps = time.monotonic() - self._saved_at, trainer.global_step - self._saved_step
+        left = 60 * self.every_n_minutes - waited
+        left, fitting = trainer.strategy.broadcast((left, left / max(waited, 1e-6) * steps))
+        self._next_look = trainer.global_step + max(1, int(fitting / 2))
+        return left <= 0
+
     def _save_last(self, trainer: pl.Trainer) -> None:
         self._save(trainer, "last.ckpt")
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step, self._next_look = time.monotonic(), trainer.global_step, 0
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         began = time.monotonic()
@@ -536,11 +683,14 @@ class SafeCheckpointIO(CheckpointIO):
         Raises
         ------
         ValueError
-            If the file is torn or altered.
+            If the file is torn or altered, or loading it would run code.
         """
         if fault := _fault(Path(path)):
             raise ValueError(f"{path}: {fault}")
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{path}: refused, it holds more than arrays and plain values") from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint."""

@@ -8,17 +8,20 @@ holds a run is never written to again, except to resume it; a new run goes to a 
 """
 
 import argparse
+import json
 import logging
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neurotwin.analysis.evaluate import evaluate
@@ -31,13 +34,20 @@ from training.callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
     Heartbeat,
+    Interrupted,
+    MetricsFile,
     ModelLogging,
     SafeCheckpoint,
+    SafeCheckpointIO,
+    StopSignals,
     TimeBudgetCallback,
     latest_checkpoint,
 )
+from training.pl_modules import NonFiniteLossError
+from training.schedulers import SCHEDULES
 from training.utils import (
     GradientSumStrategy,
+    check_same_run,
     choose_devices,
     choose_precision,
     describe_environment,
@@ -45,6 +55,7 @@ from training.utils import (
     new_run_folder,
     quiet_lightning,
     write_json,
+    write_text,
 )
 
 __all__ = ["main", "parse_arguments", "train"]
@@ -54,63 +65,51 @@ logger = logging.getLogger("training")
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of the script, with their defaults."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    count, positive, not_negative = _number(int, 1), _number(float, 0, above=True), _number(float, 0)
     add = parser.add_argument_group("data and model").add_argument
     add("--model_config", required=True, help="YAML of the model")
     add("--dataset_configs_path", required=True, help="parent YAML, or folder of session YAMLs")
     add("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
-    add("--max_datasets", type=int, default=30, help="use at most the first N sessions (%(default)s)")
-    add(
-        "--dset_dtype",
-        default="uint8",
-        choices=("uint8", "bfloat16", "float32"),
-        help="stimulus in storage (%(default)s)",
-    )
-    add("--clip_len", type=int, default=32, help="predicted bins of a clip; 1 makes windows (%(default)s)")
-    add(
-        "--balance",
-        default="none",
-        choices=("none", "session", "subject"),
-        help="what is drawn equally often (%(default)s)",
-    )
+    add("--max_datasets", type=count, default=30, help="use at most the first N sessions (%(default)s)")
+    kinds = ("uint8", "bfloat16", "float32")
+    add("--dset_dtype", default="uint8", choices=kinds, help="stimulus in storage (%(default)s)")
+    add("--clip_len", type=count, default=32, help="predicted bins of a clip; 1 makes windows (%(default)s)")
+    kinds = ("none", "session", "subject")
+    add("--balance", default="none", choices=kinds, help="what is drawn equally often (%(default)s)")
     add("--enable_curriculum", action="store_true", help="high contrast first, annealed over the warm-up epochs")
-    add("--num_workers", type=int, default=1, help="background threads that gather clips (%(default)s)")
+    add("--num_workers", type=_number(int, 0), default=1, help="background threads that gather clips (%(default)s)")
 
     add = parser.add_argument_group("optimisation").add_argument
-    add("--batch_size", type=int, default=64, help="predicted bins of a process and step (%(default)s)")
-    add("--learning_rate", type=float, default=1e-4, help="of readouts and adapters (%(default)s)")
-    add("--core_lr_scale", type=float, default=1.0, help="the core learns with learning_rate times this (%(default)s)")
-    add("--weight_decay", type=float, default=1e-5, help="of weights (%(default)s)")
-    add("--max_epochs", type=int, default=100, help="(%(default)s)")
-    add("--steps_per_epoch", type=int, default=1000, help="(%(default)s)")
-    add("--gradient_clip_val", type=float, default=1.0, help="largest norm of the gradient; 0: any (%(default)s)")
-    add("--accumulate_grad_batches", type=int, default=1, help="batches in an optimizer step (%(default)s)")
-    kinds = ("none", "step", "plateau", "cosine", "cosine_warmup", "cosine_warmup_restart")
-    add("--lr_scheduler", default="none", choices=kinds, help="(%(default)s)")
-    add("--warmup_epochs", type=int, default=5, help="of the learning rate and of the curriculum (%(default)s)")
-    add("--restart_period", type=int, help="epochs between restarts of cosine_warmup_restart")
-    add("--early_stopping_patience", type=int, help="epochs without a better validation BPS; default: never stop")
-    add("--early_stopping_min_delta", type=float, default=0.0, help="(%(default)s)")
-    add(
-        "--limit_val_batches",
-        type=float,
-        default=1.0,
-        help="fraction of each session's validation trials, or a number above 1",
-    )
-    add("--time_budget_minutes", type=float, help="stop in time for the final validation")
+    add("--batch_size", type=count, default=64, help="predicted bins of a process and step (%(default)s)")
+    add("--learning_rate", type=positive, default=1e-4, help="of readouts and adapters (%(default)s)")
+    add("--core_lr_scale", type=not_negative, default=1.0, help="times learning_rate is the core's (%(default)s)")
+    add("--weight_decay", type=not_negative, default=1e-5, help="of weights (%(default)s)")
+    add("--max_epochs", type=count, default=100, help="(%(default)s)")
+    add("--steps_per_epoch", type=count, default=1000, help="(%(default)s)")
+    add("--gradient_clip_val", type=not_negative, default=1.0, help="largest gradient norm; 0: any (%(default)s)")
+    add("--accumulate_grad_batches", type=count, default=1, help="batches in an optimizer step (%(default)s)")
+    add("--lr_scheduler", default="none", choices=SCHEDULES, help="(%(default)s)")
+    add("--warmup_epochs", type=count, default=5, help="of the learning rate and of the curriculum (%(default)s)")
+    add("--restart_period", type=count, help="epochs between restarts of cosine_warmup_restart")
+    add("--early_stopping_patience", type=count, help="epochs without a better validation BPS; default: never stop")
+    add("--early_stopping_min_delta", type=not_negative, default=0.0, help="(%(default)s)")
+    limit = "fraction of each session's validation trials, or a number above 1 (%(default)s)"
+    add("--limit_val_batches", type=positive, default=1.0, help=limit)
+    add("--time_budget_minutes", type=positive, help="stop in time for the final validation")
     add("--pretrained_checkpoint", help="start from the core of a trained model")
     add("--freeze_vision", action="store_true", help="do not train frontend and convnet; needs --pretrained_checkpoint")
-    add("--seed", type=int, default=0, help="of weights and of the order of clips (%(default)s)")
+    nan = "what a NaN or infinite loss does: end the run, or leave out the session's part of the batch (%(default)s)"
+    add("--on_nan", default="stop", choices=("stop", "skip"), help=nan)
+    add("--seed", type=_number(int, 0), default=0, help="of weights, order of clips, dropout (%(default)s)")
 
     add = parser.add_argument_group("machine").add_argument
     add("--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="(%(default)s)")
-    add("--num_gpus", type=int, help="GPUs, or processes on the CPU; default: all GPUs, or one process")
-    add("--gpu_ids", type=_numbers, help="which GPUs, such as 0,2")
-    add("--num_nodes", type=int, default=1, help="(%(default)s)")
-    precisions = ("bf16", "16", "32", "16-mixed", "bf16-mixed")
-    add("--precision", default="bf16-mixed", choices=precisions, help="on GPUs; the CPU computes in 32 (%(default)s)")
+    add("--num_gpus", type=count, help="GPUs, or processes on the CPU; default: all GPUs, or one process")
+    add("--gpu_ids", type=lambda text: [int(part) for part in text.split(",")], help="which GPUs, such as 0,2")
+    add("--num_nodes", type=count, default=1, help="(%(default)s)")
+    kinds = ("bf16", "16", "32", "16-mixed", "bf16-mixed")
+    add("--precision", default="bf16-mixed", choices=kinds, help="on GPUs; the CPU computes in 32 (%(default)s)")
     add("--compile", action="store_true", help="compile the core with torch.compile")
 
     add = parser.add_argument_group("record").add_argument
@@ -119,59 +118,58 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint_dir", default="./checkpoints", help="where run folders are made (%(default)s)")
     add("--ckpt_path", help="resume from this checkpoint, in a new run folder")
     add("--resume", choices=("auto",), help="continue the latest run of this name, if there is one")
-    add(
-        "--logger", type=lambda text: text.split(","), default=["csv", "tensorboard"], help="of csv, tensorboard, wandb"
-    )
+    loggers = "of csv, tensorboard, wandb (csv,tensorboard)"
+    add("--logger", type=lambda text: text.split(","), default=["csv", "tensorboard"], help=loggers)
     add("--enable_logging", action="store_true", help="log figures of the model")
-    add("--fast_log_interval", type=int, default=5, help="epochs between figures of kernels and readouts (%(default)s)")
-    add("--slow_log_interval", type=int, default=10, help="epochs between figures of predictions (%(default)s)")
-    add("--log_dataset_idx", type=int, default=0, help="session shown in figures (%(default)s)")
+    add("--fast_log_interval", type=count, default=5, help="epochs between figures of kernels, readouts (%(default)s)")
+    add("--slow_log_interval", type=count, default=10, help="epochs between figures of predictions (%(default)s)")
+    add("--log_dataset_idx", type=_number(int, 0), default=0, help="session shown in figures (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.freeze_vision and not arguments.pretrained_checkpoint:
         parser.error("--freeze_vision would freeze random weights; give --pretrained_checkpoint as well")
+    if "warmup" in arguments.lr_scheduler and arguments.warmup_epochs >= arguments.max_epochs:
+        parser.error(f"--warmup_epochs {arguments.warmup_epochs}: less than --max_epochs {arguments.max_epochs}")
     if unknown := set(arguments.logger) - {"csv", "tensorboard", "wandb"}:
         parser.error(f"--logger {','.join(sorted(unknown))}: use csv, tensorboard, wandb or several, such as csv,wandb")
+    if "wandb" in arguments.logger and find_spec("wandb") is None:
+        parser.error("--logger wandb needs the extra: pip install 'neurotwin[wandb]'")
     if arguments.resume and arguments.ckpt_path:
         parser.error("--resume auto and --ckpt_path: give one of them")
     return arguments
 
 
-def train(arguments: argparse.Namespace) -> Path:
+def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> Path:
     """Train as the flags say, and return the run's folder."""
     accelerator, devices = choose_devices(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids)
+    n_processes = (devices if isinstance(devices, int) else len(devices)) * arguments.num_nodes
     model_config = load_model_config(arguments.model_config)
     data = make_data(arguments)
-    model = MultiDatasetModel(
-        model_config,
-        data.specs,
-        mean_counts=data.mean_counts(),
-        learning_rate=arguments.learning_rate,
-        core_lr_scale=arguments.core_lr_scale,
-        weight_decay=arguments.weight_decay,
-        lr_scheduler=arguments.lr_scheduler,
-        warmup_epochs=arguments.warmup_epochs,
-        restart_period=arguments.restart_period,
-        pretrained_checkpoint=arguments.pretrained_checkpoint,
-        freeze_vision=arguments.freeze_vision,
-        compile=arguments.compile,
-        seed=arguments.seed,
-    )
-    if not 0 <= arguments.log_dataset_idx < len(data.sessions):
+    names = (
+        "learning_rate", "core_lr_scale", "weight_decay", "lr_scheduler", "warmup_epochs", "restart_period",
+        "pretrained_checkpoint", "freeze_vision", "compile", "on_nan", "seed",
+    )  # fmt: skip
+    settings = {name: getattr(arguments, name) for name in names}
+    model = MultiDatasetModel(model_config, data.specs, mean_counts=data.mean_counts(), **settings)
+    if arguments.log_dataset_idx >= len(data.sessions):
         raise ValueError(f"--log_dataset_idx {arguments.log_dataset_idx}: there are {len(data.sessions)} sessions")
     name = arguments.experiment_name or Path(arguments.model_config).stem
-    folder, checkpoint = run_folder(arguments, name)
-    n_devices = devices if isinstance(devices, int) else len(devices)
-    several = n_devices * arguments.num_nodes > 1
+    record = {
+        "name": name, "model_config": str(arguments.model_config), "seed": arguments.seed,
+        "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
+        "global_batch_size": n_processes * arguments.batch_size, "environment": describe_environment(),
+        "sessions": {prepared.name: prepared.key for prepared in data.sessions}, "wall_s": 0.0,
+    }  # fmt: skip
+    folder, checkpoint = run_folder(arguments, name, model, record)
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=arguments.num_nodes,
-        strategy=GradientSumStrategy() if several else "auto",
+        strategy=GradientSumStrategy() if n_processes > 1 else "auto",
         precision=choose_precision(arguments.precision, accelerator),
         max_epochs=arguments.max_epochs,
         gradient_clip_val=arguments.gradient_clip_val or None,
         accumulate_grad_batches=arguments.accumulate_grad_batches,
-        callbacks=make_callbacks(arguments, folder),
+        callbacks=[*make_callbacks(arguments, folder), *([signals] if signals else [])],
         logger=make_loggers(arguments, folder, name),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -180,16 +178,19 @@ def train(arguments: argparse.Namespace) -> Path:
         log_every_n_steps=min(50, arguments.steps_per_epoch),
         default_root_dir=folder,
     )
-    record = {
-        "name": name, "model_config": str(arguments.model_config), "seed": arguments.seed,
-        "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
-        "environment": describe_environment(), "sessions": [prepared.name for prepared in data.sessions], "wall_s": 0.0,
-    }  # fmt: skip
     write_record(folder, record, model, data)
     began = time.monotonic()
-    trainer.fit(model, data, ckpt_path=checkpoint)
+    try:
+        trainer.fit(model, data, ckpt_path=checkpoint)
+    except BaseException as error:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)
+        last = folder / "checkpoints" / "last.ckpt"
+        error.add_note(f"{last} is whole: --resume auto goes on from it" if last.exists() else "nothing was saved yet")
+        raise
     if trainer.is_global_zero:
-        finish(trainer, data, folder, record | {"wall_s": time.monotonic() - began})
+        record |= {"wall_s": record["wall_s"] + time.monotonic() - began}
+        finish(trainer, data, folder, record)
     return folder
 
 
@@ -224,11 +225,14 @@ def make_data(arguments: argparse.Namespace) -> MultiDatasetDM:
 def make_callbacks(arguments: argparse.Namespace, folder: Path) -> list[pl.Callback]:
     """What the flags ask for, besides the loop."""
     callbacks: list[pl.Callback] = [
-        SafeCheckpoint(folder / "checkpoints", monitor="val_bps", mode="max"),
+        SafeCheckpoint(folder / "checkpoints", monitor="val_bps", mode="max", every_n_minutes=10),
         EpochHeartbeat(),
         Heartbeat(),
-        LearningRateMonitor("step"),
     ]
+    if "csv" in arguments.logger:
+        callbacks.append(MetricsFile(folder / "metrics.csv"))
+    if arguments.logger != ["csv"]:
+        callbacks.append(LearningRateMonitor("step"))
     if sys.stderr.isatty():
         callbacks.append(RichProgressBar())
     if arguments.enable_curriculum:
@@ -236,54 +240,41 @@ def make_callbacks(arguments: argparse.Namespace, folder: Path) -> list[pl.Callb
     if arguments.time_budget_minutes:
         callbacks.append(TimeBudgetCallback(arguments.time_budget_minutes))
     if arguments.early_stopping_patience is not None:
-        callbacks.append(
-            EarlyStopping(
-                "val_bps",
-                mode="max",
-                patience=arguments.early_stopping_patience,
-                min_delta=arguments.early_stopping_min_delta,
-            )
-        )
+        patience, least = arguments.early_stopping_patience, arguments.early_stopping_min_delta
+        callbacks.append(EarlyStopping("val_bps", mode="max", patience=patience, min_delta=least))
     if arguments.enable_logging:
-        callbacks.append(
-            ModelLogging(
-                folder / "figures",
-                fast_interval=arguments.fast_log_interval,
-                slow_interval=arguments.slow_log_interval,
-                session=arguments.log_dataset_idx,
-            )
-        )
+        intervals = {"fast_interval": arguments.fast_log_interval, "slow_interval": arguments.slow_log_interval}
+        callbacks.append(ModelLogging(folder / "figures", session=arguments.log_dataset_idx, **intervals))
     return callbacks
 
 
 def make_loggers(arguments: argparse.Namespace, folder: Path, name: str) -> list[Logger]:
-    """The loggers of `--logger`, all in the run's folder."""
+    """The loggers of `--logger` that Lightning writes to, in the run's folder."""
     loggers: list[Logger] = []
-    if "csv" in arguments.logger:
-        loggers.append(CSVLogger(folder, name="", version=""))
     if "tensorboard" in arguments.logger:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     if "wandb" in arguments.logger:
-        try:
-            import wandb  # noqa: F401  (an extra, only needed here)
-        except ImportError:
-            raise ValueError("--logger wandb needs the extra: pip install 'neurotwin[wandb]'") from None
         loggers.append(WandbLogger(name=name, project=arguments.project_name, save_dir=folder))
     return loggers
 
 
-def run_folder(arguments: argparse.Namespace, name: str) -> tuple[Path, str | None]:
+def run_folder(
+    arguments: argparse.Namespace, name: str, model: MultiDatasetModel, record: dict[str, Any]
+) -> tuple[Path, str | None]:
     """The run's folder and the checkpoint to start from. Process 0 makes the folder; the others write nothing."""
-    if arguments.resume:
-        folder = latest_run_folder(arguments.checkpoint_dir, name)
-        checkpoint = folder and latest_checkpoint(folder / "checkpoints")
-        if checkpoint:
-            logger.info("resuming %s from %s", folder, checkpoint.name)
-            return folder, str(checkpoint)
-        logger.info("no checkpoint to resume in %s; starting anew", folder or arguments.checkpoint_dir)
+    folder, checkpoint = None, arguments.ckpt_path
+    if arguments.resume and (folder := latest_run_folder(arguments.checkpoint_dir, name)):
+        checkpoint = latest_checkpoint(folder / "checkpoints")
+    if checkpoint:
+        old = json.loads((folder / "run.json").read_text()) if folder else record
+        check_same_run(checkpoint, SafeCheckpointIO().load_checkpoint(checkpoint), model.twin.describe(), old, record)
+        record["wall_s"] = old["wall_s"]
+        logger.info("going on from %s", checkpoint)
+    elif arguments.resume:
+        logger.info("no checkpoint in %s; starting anew", folder or arguments.checkpoint_dir)
     if rank_zero_only.rank:
-        return Path(arguments.checkpoint_dir) / name, arguments.ckpt_path
-    return new_run_folder(arguments.checkpoint_dir, name), arguments.ckpt_path
+        folder = folder or Path(arguments.checkpoint_dir) / name
+    return folder or new_run_folder(arguments.checkpoint_dir, name), checkpoint and str(checkpoint)
 
 
 @rank_zero_only
@@ -293,33 +284,64 @@ def write_record(folder: Path, record: dict[str, Any], model: MultiDatasetModel,
         ("model.yaml", model.twin.config.model_dump(mode="json", by_alias=True)),
         ("datasets.yaml", {config.session: config.model_dump(mode="json", by_alias=True) for config in data.configs}),
     ):
-        (folder / file).write_text(yaml.safe_dump(value, sort_keys=False))
+        write_text(folder / file, yaml.safe_dump(value, sort_keys=False))
     write_json(folder / "run.json", record)
 
 
 def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict[str, Any]) -> None:
     """Evaluate the best checkpoint on the validation split, write and show the table."""
     best = folder / "checkpoints" / "best.ckpt"
-    table = evaluate(load_twin(best if best.exists() else folder / "checkpoints" / "last.ckpt"), data.sessions, "val")
+    twin = load_twin(best if best.exists() else folder / "checkpoints" / "last.ckpt")
+    table = evaluate(twin.to(trainer.strategy.root_device), data.sessions, "val")
     table.write(folder / "units.csv")
     write_json(folder / "run.json", record | {"epochs": trainer.current_epoch, "steps": trainer.global_step})
     logger.info("%s\n%s", folder, text_table(report_rows([load_run(folder)])))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script: 0 when trained, 2 with one line when something asked for is not possible."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    """Run the script: 0 when trained; 2 with one line when what is asked for is not possible; 1 when it went wrong.
+
+    A run that a signal ended returns 128 and the signal's number, as a shell would.
+    """
+    level = logging.ERROR if rank_zero_only.rank else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     quiet_lightning()
-    try:
-        train(parse_arguments(argv))
-    except (ValueError, OSError) as error:  # ConfigError, SessionError and their kin are ValueErrors
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with StopSignals() as signals:
+        try:
+            train(parse_arguments(argv), signals)
+        except Interrupted as stop:
+            return _end(f"stopped by {stop.name}", stop, 128 + stop.signum)
+        except NonFiniteLossError as error:
+            return _end(f"error: {error}", error, 1)
+        except (ValueError, OSError) as error:  # ConfigError, SessionError and their kin are ValueErrors
+            return _end(f"error: {error}", error, 2)
     return 0
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _end(text: str, error: BaseException, code: int) -> int:
+    """Say on process 0 what all of them know."""
+    if not rank_zero_only.rank:
+        print("; ".join([text, *getattr(error, "__notes__", [])]), file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, like every other error."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def _number(kind: type, least: float, above: bool = False) -> Callable[[str], float]:
+    """A number that is at least, or above, `least`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not (value > least if above else value >= least):
+            raise argparse.ArgumentTypeError(f"{text}: must be {'above' if above else 'at least'} {least}")
+        return value
+
+    parse.__name__ = "number" if kind is float else "whole number"
+    return parse
 
 
 if __name__ == "__main__":

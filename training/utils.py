@@ -7,7 +7,8 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -20,15 +21,20 @@ from torch import Tensor
 
 __all__ = [
     "GradientSumStrategy",
+    "Late",
+    "all_gather",
     "all_reduce_sum",
+    "check_same_run",
     "choose_devices",
     "choose_precision",
     "describe_environment",
+    "first_difference",
     "latest_run_folder",
     "new_run_folder",
     "quiet_lightning",
     "reduce_gradients",
     "write_json",
+    "write_text",
 ]
 
 logger = logging.getLogger(__name__)
@@ -51,20 +57,48 @@ class GradientSumStrategy(DDPStrategy):
             dist.broadcast(tensor, 0)
 
 
-def reduce_gradients(parameters: Sequence[Tensor]) -> None:
-    """Sum the gradients of some parameters over processes, in one flat message.
+def reduce_gradients(parameters: Sequence[Tensor], votes: Tensor) -> Tensor:
+    """Sum the gradients of some parameters and, in the same flat message, a few `votes` over processes.
 
     A parameter without a gradient here counts as zero and gets the sum of the others, so that all processes step
-    alike.
+    alike. Returns the sum of the votes.
     """
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
-    dist.all_reduce(flat)
-    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = all_reduce_sum(torch.cat([part.reshape(-1) for part in [*parts, votes.to(parts[0])]]))
+    *gradients, votes = flat.split([*(p.numel() for p in parameters), votes.numel()])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = (
             gradient.view_as(parameter).clone()
             if parameter.grad is None
             else parameter.grad.copy_(gradient.view_as(parameter))
         )
+    return votes
+
+
+class Late:
+    """A small tensor on its way to the host: reading it waits for its copy, not for what the device does after it."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event = torch.cuda.Event() if values.is_cuda else None
+        self._values = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)
+        self._values.copy_(values, non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def read(self) -> list[float]:
+        """The values."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values.tolist()
+
+
+def all_gather(values: Tensor) -> Tensor:
+    """The tensors of all processes, stacked along a new first axis."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values[None]
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values)
+    return torch.stack(parts)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
@@ -137,12 +171,15 @@ def new_run_folder(root: str | Path, name: str) -> Path:
     >>> [new_run_folder(root, "resnet").name for _ in range(3)]
     ['resnet', 'resnet-2', 'resnet-3']
     """
-    latest = latest_run_folder(root, name)
-    folder = Path(root) / name
+    while True:
+        latest, folder = latest_run_folder(root, name), Path(root) / name
+        if latest is not None:
+            folder = Path(root) / f"{name}-{int(latest.name[len(name) + 1 :] or 1) + 1}"
+        with suppress(FileExistsError):  # another run has just taken it
+            folder.mkdir(parents=True)
+            break
     if latest is not None:
-        folder = Path(root) / f"{name}-{int(latest.name[len(name) + 1 :] or 1) + 1}"
         logger.info("%s holds a run; this one goes to %s", latest, folder)
-    folder.mkdir(parents=True)
     return folder
 
 
@@ -156,10 +193,92 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def check_same_run(
+    path: str | Path,
+    checkpoint: Mapping[str, Any],
+    description: Mapping[str, Any],
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+) -> None:
+    """Refuse to go on from a checkpoint with a model, sessions or settings that are not its own.
+
+    Parameters
+    ----------
+    path, checkpoint
+        The checkpoint and where it lies.
+    description
+        The model that is to go on (:meth:`TwinModel.describe`).
+    old, new
+        Records of the runs (`run.json`).
+
+    Raises
+    ------
+    ValueError
+        If something differs, naming the first that does.
+    """
+    if "twin" not in checkpoint:
+        raise ValueError(f"{path}: not a checkpoint of a training run")
+    pairs = [map(_identity, (json.loads(checkpoint["twin"]), description)), map(_settings, (old, new))]
+    for there, here in pairs:
+        if difference := first_difference(*(json.loads(json.dumps(value)) for value in (there, here))):
+            raise ValueError(
+                f"{path}: {difference}; a run goes on with what it began with. Restore it, or begin another run with "
+                "--experiment_name"
+            )
+
+
+def first_difference(there: Any, here: Any, name: str = "") -> str | None:
+    """The first key, depth first, in which two plain values differ; None where they are the same.
+
+    Examples
+    --------
+    >>> first_difference({"a": {"b": [1]}}, {"a": {"b": [2]}})
+    'a.b was [1] and is [2]'
+    """
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = [*there, *(key for key in here if key not in there)]
+        parts = (first_difference(there.get(k), here.get(k), f"{name}.{k}".strip(".")) for k in keys)
+        return next((part for part in parts if part), None)
+    return None if there == here else f"{name} was {there!r:.200} and is {here!r:.200}"
+
+
+# Flags that a run may go on with other values of: they change when and where it is trained, not what. Models, sessions
+# and the batch are compared as resolved.
+_FREE = {
+    "max_epochs", "time_budget_minutes", "early_stopping_patience", "early_stopping_min_delta", "num_workers",
+    "accelerator", "num_gpus", "gpu_ids", "num_nodes", "precision", "compile", "project_name", "experiment_name",
+    "checkpoint_dir", "ckpt_path", "resume", "logger", "enable_logging", "fast_log_interval", "slow_log_interval",
+    "log_dataset_idx", "on_nan", "model_config", "dataset_configs_path", "data_dir", "max_datasets", "batch_size",
+}  # fmt: skip
+
+
+def _identity(description: Mapping[str, Any]) -> dict[str, Any]:
+    sessions = {
+        spec["name"]: {"unit_ids": spec["unit_ids"]}
+        | {key: value for key, value in spec["config"].items() if key not in ("path", "data_dir")}
+        for spec in description["sessions"]
+    }
+    return {"model": description["config"], "sessions": sessions}
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    flags = {f"--{name}": value for name, value in record["flags"].items() if name not in _FREE}
+    recordings = {f"recording of {name}": key for name, key in record["sessions"].items()}
+    return {"global_batch_size": record["global_batch_size"], **flags, **recordings}
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary name and rename it."""
+    """Write JSON; see :func:`write_text`."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, and rename it when it is on the disk."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

@@ -9,7 +9,9 @@ import hashlib
 import json
 import logging
 import os
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +28,7 @@ __all__ = ["Prepared", "prepare", "prepare_session"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _LABELS = {"path", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "adapter", "readout"}
 
 
@@ -45,7 +47,7 @@ class Prepared:
     unit_ids
         (U,) ids of the units, in the order of the columns.
     source
-        (N, H, W) or (N, C, H, W): frames, uint8 as recorded or float as transformed.
+        (N, H, W) or (N, C, H, W): frames as recorded, or float as transformed by what is more than scaling.
     frame
         (T,) index into `source` of the frame that each bin shows.
     pixel_scale
@@ -72,6 +74,10 @@ class Prepared:
         Constants of the transforms, from the training part.
     unit_positions
         (U, D), or None.
+    trial
+        (T,) trial of each bin as recorded, or None.
+    key
+        Hash of the recording's content and of all settings that the arrays depend on.
     """
 
     name: str
@@ -94,6 +100,8 @@ class Prepared:
     true_rate: np.ndarray | None = None
     fitted: dict[str, float] = field(default_factory=dict)
     unit_positions: np.ndarray | None = None
+    trial: np.ndarray | None = None
+    key: str = ""
 
     @property
     def n_bins(self) -> int:
@@ -177,43 +185,76 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     cache_dir
         Where prepared arrays are kept. Default: ``NEUROTWIN_CACHE``, else the folder `prepared` beside the data.
     dtype
-        Stimulus in storage: "uint8" (as recorded, scaled on the device; a pipeline that is more than scaling is kept
-        as float32), "bfloat16" (kept as float16) or "float32".
+        Stimulus in storage: "uint8" (a pipeline that is more than scaling is kept as float32), "bfloat16" (kept as
+        float16) or "float32". Scaling is left to the device whatever the type, so that a model sees the same.
 
     Raises
     ------
     SessionError
-        If the session is missing or broken, or the config asks for what it does not have.
+        If the session is missing or broken, the config asks for what it does not have, or the recording or the
+        prepared file was altered.
+
+    Notes
+    -----
+    Size and header of both files are checked at every start; their content is compared with their checksums when a
+    file's size or time of change is not the one noted, in ``NAME.checked.json``, when that was last done.
     """
     path = Path(config.path or f"{config.session}.safetensors")
     session = Session.load(path)
     folder = Path(cache_dir or os.environ.get("NEUROTWIN_CACHE") or path.parent / "prepared")
-    cached = folder / f"{config.session}-{_key(path, config, dtype)}.safetensors"
-    if not cached.exists():
-        try:
+    key = _key(path, config, dtype)
+    cached = folder / f"{config.session}-{key}.safetensors"
+    try:
+        if cached.exists():
+            _verify_changed(path, cached)
+        else:
             verify_arrays(path)
             arrays, metadata = _compute(session, config, dtype)
             save_arrays(cached, arrays, metadata)
-        except TensorFileError as error:
-            raise SessionError(str(error)) from None
-        except OSError as error:
-            raise SessionError(
-                f"session {config.session!r}: prepared arrays cannot be written to {folder} ({error.strerror}); free "
-                "space there, or set NEUROTWIN_CACHE to a folder that can be written"
-            ) from None
-    return _open(cached, session, config)
-
-
-def _open(cached: Path, session: Session, config: DatasetConfig) -> Prepared:
-    try:
+            _note(path, cached)
         arrays, metadata = load_arrays(cached)
     except TensorFileError as error:
-        raise SessionError(f"{error}; delete it, it will be prepared again") from None
+        cure = "; delete it, it will be prepared again" if str(cached) in str(error) else ""
+        raise SessionError(f"{error}{cure}") from None
+    except OSError as error:
+        raise SessionError(
+            f"session {config.session!r}: prepared arrays cannot be written to {folder} ({error.strerror}); free "
+            "space there, or set NEUROTWIN_CACHE to a folder that can be written"
+        ) from None
     source = arrays.pop("stimulus", session.stimulus)
     return Prepared(
-        name=config.session, subject=config.subject or session.subject, config=config, source=source,
+        name=config.session, subject=config.subject or session.subject, config=config, source=source, key=key,
         bin_rate=metadata["bin_rate"], pixel_scale=tuple(metadata["pixel_scale"]), fitted=metadata["fitted"], **arrays,
     )  # fmt: skip
+
+
+def _verify_changed(source: Path, cached: Path) -> None:
+    """Compare with their checksums the files whose size or time of change is not the one noted; then note it."""
+    try:
+        noted = json.loads(_note_of(cached).read_text())
+    except (OSError, ValueError):
+        noted = {}
+    changed = [path for role, path in (("source", source), ("cached", cached)) if noted.get(role) != _stamp(path)]
+    for path in changed:
+        logger.info("comparing %s with its checksum", path)
+        verify_arrays(path)
+    if changed:
+        with suppress(OSError):  # a cache that cannot be written is checked at every start
+            _note(source, cached)
+
+
+def _note(source: Path, cached: Path) -> None:
+    temporary = cached.with_name(f".{cached.stem}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary.write_text(json.dumps({"source": _stamp(source), "cached": _stamp(cached)}))
+    os.replace(temporary, _note_of(cached))
+
+
+def _note_of(cached: Path) -> Path:
+    return cached.with_suffix(".checked.json")
+
+
+def _stamp(path: Path) -> list[int]:
+    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _key(path: Path, config: DatasetConfig, dtype: str) -> str:
@@ -256,11 +297,8 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
     scale = pixel_scale(config)
     frames = first + factor - 1
     stored: dict[str, np.ndarray] = {}
-    as_recorded = scale is not None and dtype == "uint8"
-    outputs = ("robs", "behavior") if as_recorded else ("stim", "robs", "behavior")
-    if not as_recorded or any(
-        p.source == "stim" and (p.expose_as or n) != "stim" for n, p in config.transforms.items()
-    ):
+    outputs = ("robs", "behavior") if scale is not None else ("stim", "robs", "behavior")
+    if scale is None or any(p.source == "stim" and (p.expose_as or n) != "stim" for n, p in config.transforms.items()):
         signals["stim"] = session.stimulus[frames]
     train = usable & (split == SPLITS.index("train"))
     try:
@@ -268,19 +306,26 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
         exposed = apply_pipelines(config, signals, runs=runs, fitted=fitted, outputs=outputs)
     except ValueError as error:
         raise SessionError(f"session {config.session!r}: {error}") from None
-    if not as_recorded:
-        kind = {"uint8": np.float32, "float32": np.float32, "bfloat16": np.float16}[dtype]
-        stored["stimulus"] = exposed.get("stim", signals["stim"]).astype(kind)
-        frames, scale = np.arange(len(first)), (1.0, 0.0)
+    if scale is None or dtype != "uint8":
+        shown = exposed["stim"] if scale is None else session.stimulus[frames]
+        stored["stimulus"] = shown.astype(np.float16 if dtype == "bfloat16" else np.float32)
+        frames = np.arange(len(first))
         if dtype == "uint8":
             logger.info("session %s: its stimulus pipeline is more than scaling, kept as float32", config.session)
     spikes = exposed.get("robs", signals["robs"])
-    if spikes.shape[1] == session.n_units:
+    selections = [
+        op.params.indices
+        for name, pipeline in config.transforms.items()
+        if (pipeline.expose_as or name) == "robs"
+        for op in pipeline.ops
+        if op.name == "select_units"
+    ]
+    if not selections:
         spikes = spikes[:, columns]
-    elif spikes.shape[1] != len(columns):
+    if spikes.shape[1] != len(columns) or any(s not in ("cids", tuple(columns)) for s in selections):
         raise SessionError(
-            f"session {config.session!r}: the robs pipeline leaves {spikes.shape[1]} columns for {len(columns)} units; "
-            "use select_units: {indices: cids}"
+            f"session {config.session!r}: the robs pipeline leaves other columns than those of the {len(columns)} "
+            "units to fit; use select_units: {indices: cids}"
         )
     arrays = stored | {
         "frame": frames.astype(np.int64),
@@ -290,6 +335,7 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
         "run_start": np.repeat(runs[:, 0], runs[:, 1] - runs[:, 0]),
         "run_stop": np.repeat(runs[:, 1], runs[:, 1] - runs[:, 0]),
         "contrast": _contrast(session.stimulus, first + factor - 1),
+        "trial": at_last(session.trial).astype(np.int64),
         "repeat_id": at_last(session.repeat_id).astype(np.int32),
         "unit_ids": session.unit_ids[columns].astype(np.int64),
     }
@@ -301,7 +347,7 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
         arrays["true_rate"] = summed(session.true_rate[:, columns]).astype(np.float32)
     if session.unit_positions is not None:
         arrays["unit_positions"] = np.asarray(session.unit_positions)[columns].astype(np.float32)
-    return arrays, {"bin_rate": bin_rate, "pixel_scale": scale, "fitted": fitted}
+    return arrays, {"bin_rate": bin_rate, "pixel_scale": scale or (1.0, 0.0), "fitted": fitted}
 
 
 def _unit_columns(session: Session, config: DatasetConfig) -> np.ndarray:

@@ -8,6 +8,8 @@ code. Files are written under a temporary name and renamed when whole, so a name
 import hashlib
 import json
 import os
+import time
+import uuid
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +43,14 @@ def write_arrays(
 ):
     """Yield writable memory-mapped arrays of the given types and shapes; name the file `path` once they are filled.
 
-    The arrays start as zeros and never need to fit in memory. The header keeps a digest of their content.
+    The arrays start as zeros and never need to fit in memory. The header keeps a digest of their content. Two
+    processes may write the same file at once: the last one names it.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written. All of its space is taken before anything is, because a disk that is full
+        under a memory-mapped array kills the process instead.
 
     Examples
     --------
@@ -67,11 +76,13 @@ def write_arrays(
         offset += size
     text = {key: json.dumps(value) for key, value in metadata.items()}
     header = _pack({"__metadata__": {**text, "digest": "0" * 64}, **entries})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_stale(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(header)
-            file.truncate(len(header) + offset)
+            file.flush()
+            os.posix_fallocate(file.fileno(), 0, len(header) + offset)
         arrays = _map(temporary, entries, len(header), mode="r+")
         yield arrays
         for array in arrays.values():
@@ -130,6 +141,13 @@ def verify_arrays(path: str | Path) -> None:
     arrays, metadata = load_arrays(path)
     if metadata.get("digest") != _digest(arrays):
         raise TensorFileError(f"{path}: its content does not match its checksum; it was altered after it was written")
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what a process that was killed left of this file more than a day ago."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        if time.time() - temporary.stat().st_mtime > 86400:
+            temporary.unlink(missing_ok=True)
 
 
 def _pack(header: dict) -> bytes:

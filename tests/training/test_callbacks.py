@@ -2,10 +2,8 @@
 
 import logging
 import os
-import pickle
 import re
 import shutil
-import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neurotwin.analysis import plots
@@ -355,24 +352,6 @@ def test_a_run_that_a_time_budget_cut_short_goes_on_where_it_was(fit, tiny, tmp_
     assert end_of(trainer, SafeCheckpoint(tmp_path))[:-1] == end
 
 
-@pytest.mark.parametrize(("accumulate", "at", "batches"), [(1, 5, 6), (2, 5, 6), (2, 4, 4)])
-def test_sigterm_saves_between_optimizer_steps(fit, tmp_path, accumulate, at, batches):
-    class Terminate(pl.Callback):
-        def on_train_batch_start(self, trainer, *_):
-            if trainer.fit_loop.epoch_loop.total_batch_idx == at:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SIGTERMException):
-            fit(Terminate(), SafeCheckpoint(tmp_path), accumulate_grad_batches=accumulate)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    # After the first of two accumulated batches nothing is saved: the end of the epoch before stands.
-    loops = torch.load(tmp_path / "last.ckpt", weights_only=True)["loops"]["fit_loop"]
-    assert loops["epoch_loop.batch_progress"]["total"]["ready"] == batches
-
-
 def test_a_torn_checkpoint_is_recognised_and_the_one_before_used(tmp_path, caplog):
     files = SafeCheckpointIO()
     assert latest_checkpoint(tmp_path) is None
@@ -418,6 +397,6 @@ def test_loading_runs_no_code(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"state_dict": Hostile()}, tmp_path / "last.ckpt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"last.ckpt: refused"):
         SafeCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=False)
     assert not (tmp_path / "ran").exists()

@@ -50,7 +50,7 @@ def make_configs(folder, *, n_sessions=3, seed=0, exposure=False):
                     },
                     "train_val_split": 0.7,
                 }
-            )  # fmt: skip
+            )
         )
     return configs
 

@@ -1,6 +1,6 @@
 """The Lightning module and data module."""
 
 from .multidataset_dm import ClipLoader, MultiDatasetDM, TrainingBatch
-from .multidataset_model import MultiDatasetModel
+from .multidataset_model import MultiDatasetModel, NonFiniteLossError
 
-__all__ = ["ClipLoader", "MultiDatasetDM", "MultiDatasetModel", "TrainingBatch"]
+__all__ = ["ClipLoader", "MultiDatasetDM", "MultiDatasetModel", "NonFiniteLossError", "TrainingBatch"]

@@ -11,12 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from neurotwin.models.twin import SessionSpec
 
 from neurotwin.batch import Batch
 from neurotwin.config import DatasetConfig, load_dataset_configs
 from neurotwin.data.clips import ClipTable, clip_table, stream
 from neurotwin.data.prepare import Prepared, prepare
+from neurotwin.models.twin import SessionSpec
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
 

@@ -2,12 +2,16 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from neurotwin.batch import Batch
@@ -17,15 +21,19 @@ from neurotwin.models.twin import SessionSpec, TwinModel, load_twin
 
 from ..regularizers import Regularizers
 from ..schedulers import make_scheduler
-from ..utils import all_reduce_sum, reduce_gradients
+from ..utils import Late, all_gather, all_reduce_sum, reduce_gradients
 from .multidataset_dm import TrainingBatch
 
-__all__ = ["MultiDatasetModel"]
+__all__ = ["MultiDatasetModel", "NonFiniteLossError"]
 
 logger = logging.getLogger(__name__)
 
 _SESSION_PARTS = ("adapters", "readouts", "history_encoders", "baselines")
 _VISION_PARTS = ("frontend", "convnet")
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss, or a weight, is NaN or infinite."""
 
 
 class MultiDatasetModel(pl.LightningModule):
@@ -58,8 +66,25 @@ class MultiDatasetModel(pl.LightningModule):
         Do not train frontend and convnet. Needs `pretrained_checkpoint`.
     compile
         Compile the core.
+    on_nan
+        What a loss that is NaN or infinite does. "stop" raises :class:`NonFiniteLossError`. "skip" leaves the session
+        out of that micro-batch, on all processes, and counts it in `skipped`; more than 10 and 1% of the micro-batches
+        stop as well.
     seed
-        Of the initial weights.
+        Of the initial weights and, with step and process, of dropout and sampled readouts.
+
+    Attributes
+    ----------
+    stop_requested
+        Set it to ask all processes to stop after the optimizer step.
+    stop_agreed
+        True on all of them, after the same step, once one has asked.
+
+    Notes
+    -----
+    "stop" adds no waiting for the device: whether a loss was finite travels with the gradients, and a GPU's answer is
+    read one step later; :meth:`on_save_checkpoint` reads it first, so that no broken weights are saved. "skip" has to
+    know before the backward pass, and waits at every micro-batch.
 
     Raises
     ------
@@ -82,15 +107,19 @@ class MultiDatasetModel(pl.LightningModule):
         pretrained_checkpoint: str | Path | None = None,
         freeze_vision: bool = False,
         compile: bool = False,
+        on_nan: str = "stop",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if on_nan not in ("stop", "skip"):
+            raise ValueError(f"on_nan must be stop or skip, not {on_nan!r}")
         if not isinstance(model_config, ModelConfig):
             model_config = load_model_config(model_config)
         if freeze_vision and pretrained_checkpoint is None:
             raise ConfigError("freeze_vision would freeze random weights; give pretrained_checkpoint as well")
         self.learning_rate, self.core_lr_scale, self.weight_decay = learning_rate, core_lr_scale, weight_decay
         self.lr_scheduler, self.warmup_epochs, self.restart_period = lr_scheduler, warmup_epochs, restart_period
+        self.on_nan, self.seed = on_nan, seed
         self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
         if mean_counts is not None:
             self.twin.initialise_rates(mean_counts)
@@ -102,7 +131,12 @@ class MultiDatasetModel(pl.LightningModule):
         self.regularizers = Regularizers(model_config.regularization, dict(self.twin.named_parameters()))
         if compile:
             self.twin.core = torch.compile(self.twin.core)
+        self.stop_requested = self.stop_agreed = False
+        self.skipped = 0
         self._train_sums = torch.zeros(2, dtype=torch.float64)
+        self._forwards: list[list[tuple[Batch, Tensor]]] = []
+        self._bad = torch.zeros(())
+        self._late: list[tuple[Late, str, list[list[tuple[Batch, Tensor]]]]] = []
         self._val_sums: list[PoissonSums] = []
         self._val_state: Any = None
 
@@ -110,38 +144,60 @@ class MultiDatasetModel(pl.LightningModule):
         """Rates (B, L, U) of each batch, expected counts per bin."""
         return self.twin(batches)
 
+    def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
+        """Draw dropout and sampled readouts from (seed, step, process): a resumed run draws the same."""
+        state = np.random.SeedSequence((self.seed, self._step, self.trainer.global_rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
+        self._step_sessions = set(batch.sessions)
+
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """This process's and micro-batch's share of the loss of an optimizer step."""
-        rates = self.twin(batch.batches)
-        parts = zip(rates, batch.batches, strict=True)
-        nll = sum(poisson_nll(rate, part.spikes, part.mask, part.exposure) for rate, part in parts)
-        n_micro = self.trainer.accumulate_grad_batches
+        before = [buffer.clone() for buffer in self.twin.buffers()] if self.on_nan == "skip" else []
+        parts, losses = batch.batches, self._losses(batch.batches)
+        if self.on_nan == "skip":
+            parts, losses = self._without_bad(parts, losses, before)
+        nll = torch.stack(losses).sum() if losses else sum(0 * p.sum() for p in self.twin.parameters())
         penalty, terms = self.regularizers.penalty(self.current_epoch, active=batch.sessions)
-        if self.twin.auxiliary_loss is not None:
+        if self.twin.auxiliary_loss is not None and losses:
             penalty = penalty + self.twin.auxiliary_loss
+        count = sum((part.mask.sum() for part in parts), torch.zeros((), device=nll.device))
         self._train_sums = self._train_sums.to(nll.device)
-        self._train_sums += torch.stack([nll.detach().double(), nll.new_tensor(batch.count / n_micro).double()])
+        self._train_sums += torch.stack([nll.detach().double(), count.double()])
         if batch_idx == 0:
             for name, value in terms.items():
                 self.log(f"penalty/{name}", value, rank_zero_only=True)
         # Lightning divides by the micro-batches; gradients are summed over processes, so each adds its share.
-        return nll * n_micro / batch.count + penalty / self.trainer.world_size
+        loss = nll * self.trainer.accumulate_grad_batches / batch.count + penalty / self.trainer.world_size
+        self._bad = self._bad.to(loss.device) + ~loss.detach().isfinite()
+        return loss
 
     def on_after_backward(self) -> None:
-        """Sum the gradients over processes when the optimizer is about to step."""
-        if self.trainer.world_size > 1 and self._optimizer_steps_now():
-            reduce_gradients(self._active_parameters())
+        """When the optimizer is about to step: sum over processes the gradients, and what is known of the step."""
+        if not self._optimizer_steps_now():
+            return
+        votes = torch.stack([self._bad, torch.full_like(self._bad, self.stop_requested)])
+        if self.trainer.world_size > 1 or self.on_nan == "skip":
+            votes = reduce_gradients(self._active_parameters(), votes)
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        where = f"step {self.trainer.global_step + 1}, learning rate {rate:.3g}"
+        self._late.append((Late(votes), where, self._forwards))
+        self._bad, self._forwards = torch.zeros_like(self._bad), []
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """Step, then take the proximal steps once."""
+        """Step, then take the proximal steps once; then read what is known of this step, or of the one before."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.regularizers.proximal_step(optimizer, self.current_epoch)
+        self._read_votes(behind=1 if self.device.type == "cuda" else 0)
 
-    def on_train_epoch_end(self) -> None:
-        """Log the training loss of the epoch, over all processes."""
-        total, count = all_reduce_sum(self._train_sums).tolist()
-        self._train_sums.zero_()
-        self.log("train_loss", total / (count / self.trainer.world_size), rank_zero_only=True)
+    def on_train_batch_end(self, outputs: Any, batch: TrainingBatch, batch_idx: int) -> None:
+        """Log the training loss at the end of the epoch, over all processes; before its validation and callbacks."""
+        if self.trainer.is_last_batch or self.trainer.should_stop:
+            total, count = all_reduce_sum(self._train_sums).tolist()
+            self._train_sums.zero_()
+            values = {"train_loss": total / count if count else float("nan")}
+            if self.on_nan == "skip":
+                values["skipped"] = float(self.skipped)
+            self.log_dict(values, on_step=False, on_epoch=True, rank_zero_only=True, batch_size=1)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of every session at zero."""
@@ -198,8 +254,99 @@ class MultiDatasetModel(pl.LightningModule):
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that is needed to use the weights: `load_twin` opens a training checkpoint."""
+        """Add all that is needed to use the weights (`load_twin` opens a training checkpoint) and to go on.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If a loss or a weight is not finite: such a checkpoint is not written.
+        """
+        self._read_votes(behind=0)
+        if bad := [name for name, value in self.state_dict().items() if not value.isfinite().all()]:
+            raise NonFiniteLossError(f"{bad[0]} is no longer finite after step {self.trainer.global_step}")
         checkpoint["twin"] = json.dumps(self.twin.describe())
+        checkpoint["run"] = {
+            "train_sums": all_gather(self._train_sums.to(self.device)).tolist(),
+            "skipped": self.skipped,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sums of an epoch that was left midway."""
+        sums, rank = torch.tensor(checkpoint["run"]["train_sums"], dtype=torch.float64), self.trainer.global_rank
+        if len(sums) != self.trainer.world_size:
+            sums = torch.cat([sums.sum(dim=0)[None], torch.zeros(self.trainer.world_size - 1, 2)])
+        self._train_sums, self.skipped = sums[rank], checkpoint["run"]["skipped"]
+
+    @property
+    def _step(self) -> int:
+        """Micro-batches of the run before this one."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+
+    def _losses(self, parts: list[Batch]) -> list[Tensor]:
+        """Summed Poisson NLL of each part; rates are kept for :meth:`_describe_bad`."""
+        forward = list(zip(parts, self.twin(parts), strict=True)) if parts else []
+        self._forwards.append([(replace(part, stimulus=part.bins), rates.detach()) for part, rates in forward])
+        return [poisson_nll(rates, part.spikes, part.mask, part.exposure) for part, rates in forward]
+
+    def _without_bad(
+        self, parts: list[Batch], losses: list[Tensor], buffers: list[Tensor]
+    ) -> tuple[list[Batch], list[Tensor]]:
+        """The parts and losses, from `buffers` again without the sessions whose loss is not finite on some process."""
+        flags = torch.zeros(len(self.twin.sessions), device=self.device)
+        for part, loss in zip(parts, losses, strict=True):
+            flags[part.session] = ~loss.detach().isfinite()
+        bad = set(all_reduce_sum(flags).nonzero().flatten().tolist())
+        if bad:
+            where = self._describe_bad([self._forwards.pop()])
+            self.skipped += len(bad)
+            logger.warning("%s; skipped at micro-batch %d (%d so far)", where, self._step + 1, self.skipped)
+            if self.skipped > max(10, 0.01 * (self._step + 1)):
+                raise NonFiniteLossError(f"{where}; {self.skipped} parts of {self._step + 1} batches were skipped")
+            for buffer, value in zip(self.twin.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+            parts = [part for part in parts if part.session not in bad]
+            # A core that communicates needs all processes: where one has nothing left, none goes on.
+            everywhere = all_reduce_sum(torch.tensor(float(bool(parts)), device=self.device))
+            parts = parts if everywhere.item() == self.trainer.world_size else []
+            losses = self._losses(parts)
+        return parts, losses
+
+    def _read_votes(self, behind: int) -> None:
+        """Learn what was agreed on, up to the last step but `behind`."""
+        while len(self._late) > behind:
+            late, where, forwards = self._late.pop(0)
+            bad, stop = late.read()
+            if not bad == 0:  # a NaN is not 0
+                raise NonFiniteLossError(f"{self._describe_bad(forwards)} ({where})")
+            self.stop_agreed = self.stop_agreed or stop > 0
+
+    def _describe_bad(self, forwards: list[list[tuple[Batch, Tensor]]]) -> str:
+        """Where a loss is not finite: session, trial and bins of the first clip on the first process that has one."""
+        found = next((text for forward in forwards for text in map(self._bad_clip, forward) if text), None)
+        if self.trainer.world_size > 1:
+            every: list[str | None] = [None] * self.trainer.world_size
+            dist.all_gather_object(every, found)
+            found = next((text for text in every if text), None)
+        return found or "a penalty is not finite"
+
+    def _bad_clip(self, forward: tuple[Batch, Tensor]) -> str | None:
+        part, rates = forward
+        clips = zip(
+            rates,
+            part.spikes,
+            part.mask,
+            [None] * len(rates) if part.exposure is None else part.exposure,
+            part.bins.tolist(),
+            strict=True,
+        )
+        for rate, spikes, mask, exposure, first in clips:
+            loss = poisson_nll(rate, spikes, mask, exposure).item()
+            if not math.isfinite(loss):
+                data, name = self.trainer.datamodule, self.twin.sessions[part.session].name
+                trial = None if data is None else data.sessions[part.session].trial
+                at = "" if trial is None else f"trial {trial[first]}, "
+                return f"the loss of session {name} is {loss}: {at}bins {first} to {first + part.length - 1}"
+        return None
 
     def _optimizer_steps_now(self) -> bool:
         position = self.trainer.fit_loop.epoch_loop.batch_idx + 1
@@ -213,10 +360,6 @@ class MultiDatasetModel(pl.LightningModule):
             for name, parameter in self.twin.named_parameters()
             if parameter.requires_grad and (not name.startswith(_SESSION_PARTS) or int(name.split(".")[1]) in sessions)
         ]
-
-    def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
-        """Keep which sessions are in the step, for the reduction of gradients."""
-        self._step_sessions = set(batch.sessions)
 
     def _load_pretrained(self, path: str | Path) -> None:
         source = load_twin(path)
