@@ -1,4 +1,4 @@
-"""Write docs/config_reference.md from the typed configuration: run it after every change of neurotwin/config.py."""
+"""Write docs/config_reference.md from the typed configuration: run it after every change of neurotwin/config/."""
 
 import types
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ TITLES = {
 INTRODUCTION = """\
 # Configuration reference
 
-*Generated from `neurotwin/config.py` by `python docs/make_config_reference.py`; do not edit.*
+*Generated from `neurotwin/config/` by `python docs/make_config_reference.py`; do not edit.*
 
 A run is described by two YAML files: [the model](#model-file) and [the data](#dataset-file). Every key they may hold is
 below, with its type, its default and its meaning; a key that is not below is refused, with the file, the line and the
