@@ -68,7 +68,7 @@ def gather(prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length:
 def usable_runs(prepared: Prepared, split: str) -> np.ndarray:
     """Stretches of bins of one split whose windows are whole, (N, 2); each lies in one run."""
     bins = np.arange(prepared.n_bins)
-    usable = (prepared.split == SPLITS.index(split)) & (bins - prepared.run_start >= prepared.n_lags - 1)
+    usable = (prepared.split == SPLITS.index(split)) & (bins - prepared.run_start >= prepared.config.keys_lags.reach)
     runs = runs_of(prepared.run_start, usable)
     return runs[usable[runs[:, 0]]]
 

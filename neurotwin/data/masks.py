@@ -1,7 +1,7 @@
 """Which counts are valid: the filters of `datafilters`, and what always holds.
 
-Whatever filters are named, a prediction's window of frames lies within one run of bins (one trial, one stimulus type,
-no gap), and its own bin is one that the session calls valid.
+Whatever filters are named, all that a prediction sees (frames, behaviour, spike history) lies within one run of bins
+(one trial, one stimulus type, no gap), and its own bin is one that the session calls valid.
 """
 
 import numpy as np
@@ -43,7 +43,7 @@ def valid_counts(
     SessionError
         If a filter needs what the session does not have, or nothing is left.
     """
-    always = lags_valid(np.ones(len(valid), bool), runs, config.keys_lags.n_lags - 1) & valid
+    always = lags_valid(np.ones(len(valid), bool), runs, config.keys_lags.reach) & valid
     mask = np.repeat(always[:, None], n_units, axis=1)
     for key, datafilter in config.datafilters.items():
         for op in datafilter.ops:
@@ -61,7 +61,7 @@ def valid_counts(
         longest = int(np.max(runs[:, 1] - runs[:, 0], initial=0))
         raise SessionError(
             f"session {name!r}: no valid bin is left after the filters (longest run {longest} bins, a prediction needs "
-            f"{config.keys_lags.n_lags}; {int(valid.sum())} of {len(valid)} bins are valid); loosen datafilters or "
+            f"{config.keys_lags.reach + 1}; {int(valid.sum())} of {len(valid)} bins are valid); loosen datafilters or "
             "shorten keys_lags"
         )
     return mask

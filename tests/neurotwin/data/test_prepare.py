@@ -200,8 +200,10 @@ def test_scaling_is_left_to_the_device_and_the_rest_is_not(tmp_path, rng):
     assert changed.source.dtype == np.float32 and changed.pixel_scale == (1.0, 0.0)
     np.testing.assert_allclose(changed.source[41], (raw[41] - raw[40].astype(float)) / 255, atol=1e-6)
     assert not changed.source[40].any()  # the first bin of a trial
-    as_float = prepare_session(configure(path), dtype="float32")
-    np.testing.assert_allclose(as_float.source[7], (raw[7] - 127.0) / 255, atol=1e-6)
+    for dtype, kind in (("float32", np.float32), ("bfloat16", np.float16)):
+        as_float = prepare_session(configure(path), dtype=dtype)
+        assert as_float.source.dtype == kind and as_float.pixel_scale == scaled.pixel_scale
+        np.testing.assert_array_equal(as_float.source[as_float.frame], raw[scaled.frame])
 
 
 def test_a_second_start_computes_nothing(tmp_path, rng, monkeypatch):
