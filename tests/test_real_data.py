@@ -10,6 +10,7 @@ import runpy
 import shlex
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ DATA = Path(os.environ.get("NEUROTWIN_REAL_DATA", ROOT.parent / "shared" / "data
 FEW_STEPS = ["--max_epochs", "2", "--steps_per_epoch", "2"]
 
 
-def example(script: str) -> dict[str, object]:
+def example(script: str) -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "docs/examples" / script))
 
 
