@@ -119,7 +119,7 @@ class MultiDatasetModel(pl.LightningModule):
             raise ConfigError("freeze_vision would freeze random weights; give pretrained_checkpoint as well")
         self.learning_rate, self.core_lr_scale, self.weight_decay = learning_rate, core_lr_scale, weight_decay
         self.lr_scheduler, self.warmup_epochs, self.restart_period = lr_scheduler, warmup_epochs, restart_period
-        self.on_nan, self.seed = on_nan, seed
+        self.freeze_vision, self.on_nan, self.seed = freeze_vision, on_nan, seed
         self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
         if mean_counts is not None:
             self.twin.initialise_rates(mean_counts)
@@ -143,6 +143,12 @@ class MultiDatasetModel(pl.LightningModule):
     def forward(self, batches: list[Batch]) -> list[Tensor]:
         """Rates (B, L, U) of each batch, expected counts per bin."""
         return self.twin(batches)
+
+    def on_train_start(self) -> None:
+        """Leave frozen parts as they are: their norms keep to the running averages, and nothing drops out."""
+        if self.freeze_vision:
+            for part in _VISION_PARTS:
+                getattr(self.twin, part).eval()
 
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Draw dropout and sampled readouts from (seed, step, process): a resumed run draws the same."""
@@ -224,7 +230,7 @@ class MultiDatasetModel(pl.LightningModule):
             self.log(f"val_bps/{spec.name}", bps[-1], rank_zero_only=True)
         known = [value for value in bps if value == value]
         # The same on every process: both are read by callbacks that decide on all of them.
-        self.log("val_loss", nll / bins, prog_bar=True)
+        self.log("val_loss", nll / bins if bins else float("nan"), prog_bar=True)
         self.log("val_bps", sum(known) / len(known) if known else float("nan"), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
