@@ -244,6 +244,7 @@ class StopSignals(Callback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._module: pl.LightningModule | None = None
         self._training = False
 
     def __enter__(self) -> "StopSignals":
@@ -257,19 +258,18 @@ class StopSignals(Callback):
             signal.signal(number, handler)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Handle them instead of Lightning, which would communicate within the handler and after every step."""
-        signal.signal(signal.SIGTERM, self._handle)
+        """Keep Lightning's own handling out: it communicates within the handler, and waits for all after every step."""
+        trainer._signal_connector.register_signal_handlers = lambda: None
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on steps are finished."""
-        self._training = True
+        self._module, self._training = pl_module, True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Pass the wish on, and end where all agreed to: what came before is saved."""
-        pl_module.stop_requested = self.received is not None
+        """End where all agreed to: what came before is saved."""
         if pl_module.stop_agreed:
             raise Interrupted(self.received or signal.SIGTERM)
 
@@ -289,6 +289,7 @@ class StopSignals(Callback):
         self.received = signum
         if not self._training:
             raise Interrupted(signum)
+        self._module.stop_requested = True
         logger.info("%s: saving after this step; once more to end at once", Interrupted(signum).name)
 
 

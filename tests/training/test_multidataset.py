@@ -22,12 +22,12 @@ from training.utils import GradientSumStrategy
 N_LAGS = 5
 
 
-def make_configs(folder, *, n_sessions=3, seed=0, exposure=False):
+def make_configs(folder, *, n_sessions=3, seed=0, exposure=False, scale=1):
     """Sessions of unequal size whose units follow a local pixel and the behaviour."""
     configs = []
     for index in range(n_sessions):
         rng = np.random.default_rng([seed, index])
-        n_bins, n_units = 240 + 120 * index, 2 + index
+        n_bins, n_units = scale * (240 + 120 * index), 2 + index
         movie = rng.integers(0, 256, (n_bins, 6, 6), dtype=np.uint8)
         behavior = rng.normal(size=(n_bins, 2)).astype(np.float32)
         drive = movie[:, 2:4, 2:4].mean((1, 2))[:, None] / 128 + np.roll(behavior[:, :1], 1, 0) * 0.2
@@ -82,8 +82,9 @@ def make_trainer(folder=None, **options):
     callbacks = options.pop("callbacks", [])
     if folder is not None:
         callbacks = [SafeCheckpoint(folder), *callbacks]
+    saves = any(isinstance(callback, SafeCheckpoint) for callback in callbacks)
     defaults = {
-        "accelerator": "cpu", "max_epochs": 2, "logger": False, "enable_checkpointing": folder is not None,
+        "accelerator": "cpu", "max_epochs": 2, "logger": False, "enable_checkpointing": saves,
         "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
         "num_sanity_val_steps": 0, "gradient_clip_val": 1.0, "callbacks": callbacks,
     }  # fmt: skip
@@ -249,13 +250,11 @@ def test_resuming_within_an_epoch_ends_with_the_same_bits(configs, tmp_path):
     killed = make_model(data, lr_scheduler="cosine_warmup", warmup_epochs=1)
     checkpoints = SafeCheckpoint(tmp_path / "killed", every_n_steps=2)
     with pytest.raises(Killed):
-        make_trainer(callbacks=[checkpoints, KillAt()], enable_checkpointing=True).fit(killed, data)
+        make_trainer(callbacks=[checkpoints, KillAt()]).fit(killed, data)
     data = make_data(configs, curriculum_steps=9)
     resumed = make_model(data, lr_scheduler="cosine_warmup", warmup_epochs=1, seed=5)
     checkpoints = SafeCheckpoint(tmp_path / "killed", every_n_steps=2)
-    make_trainer(callbacks=[checkpoints], enable_checkpointing=True).fit(
-        resumed, data, ckpt_path=tmp_path / "killed" / "last.ckpt"
-    )
+    make_trainer(callbacks=[checkpoints]).fit(resumed, data, ckpt_path=tmp_path / "killed" / "last.ckpt")
     a, b = (torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("whole", "killed"))
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
     for (_, x), (_, y) in zip(

@@ -16,6 +16,7 @@ from neurotwin.batch import Batch
 from neurotwin.config import DatasetConfig, load_dataset_configs
 from neurotwin.data.clips import ClipTable, clip_table, stream
 from neurotwin.data.prepare import Prepared, prepare
+from neurotwin.data.session import SPLITS
 from neurotwin.models.twin import SessionSpec
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
@@ -219,6 +220,9 @@ class MultiDatasetDM(pl.LightningDataModule):
         """Prepare the sessions, or map what was prepared before; does nothing the second time."""
         if not self.sessions:
             self.sessions = prepare(self.configs, cache_dir=self.cache_dir, dtype=self.dtype, progress=self.progress)
+            for prepared in self.sessions:
+                if faults := oddities(prepared):
+                    logger.warning("session %s: %s", prepared.name, "; ".join(faults))
 
     @property
     def specs(self) -> list[SessionSpec]:
@@ -305,6 +309,20 @@ class MultiDatasetDM(pl.LightningDataModule):
         if self.trainer is not None:
             return self.trainer.lightning_module.twin.context
         return self.sessions[0].n_lags - 1
+
+
+def oddities(prepared: Prepared) -> list[str]:
+    """What is strange about a session, in words: units that cannot be learned, a stimulus that shows nothing."""
+    train = prepared.mask & (prepared.split == SPLITS.index("train"))[:, None]
+    spikes = np.einsum("tu,tu->u", prepared.spikes, train, dtype=np.float64)
+    found = []
+    for number, text in ((0, f"of {prepared.n_units} units without a spike in training"), (1, "with a single one")):
+        if units := prepared.unit_ids[spikes == number].tolist():
+            shown = ", ".join(map(str, units[:10])) + (", ..." if len(units) > 10 else "")
+            found.append(f"{len(units)} {text} ({shown})")
+    if not prepared.contrast.any():
+        found.append("every frame is blank")
+    return found
 
 
 def ordered_map(function: Callable[[int], Any], items: Sequence[int], *, threads: int) -> Iterator[Any]:

@@ -28,7 +28,7 @@ __all__ = ["MultiDatasetModel", "NonFiniteLossError"]
 
 logger = logging.getLogger(__name__)
 
-_SESSION_PARTS = ("adapters", "readouts", "history_encoders", "baselines")
+_SESSION_PARTS = ("adapters", "readouts", "shifters", "history_encoders", "baselines")
 _VISION_PARTS = ("frontend", "convnet")
 
 
