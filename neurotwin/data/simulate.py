@@ -47,9 +47,9 @@ DEMO_SESSIONS = {"ada_demo1": 24, "ada_demo2": 19, "bea_demo1": 27, "bea_demo2":
 """The roster of demo sessions: name and number of units."""
 BIN_RATE = 240.0
 """Frames a second of the demo sessions, in Hz."""
-FRAME_SIZE = 36
+FRAME_SIZE = 28
 """Height and width of a demo frame, in pixels."""
-PIXELS_PER_DEGREE = 36.0
+PIXELS_PER_DEGREE = 28.0
 """Pixels per degree of visual angle."""
 PUPIL_MM = (3.0, 0.4)
 """Mean and standard deviation of the pupil diameter, in mm."""
@@ -57,8 +57,8 @@ PUPIL_MM = (3.0, 0.4)
 _PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "motorcycle_left")
 _GREY = 127.0
 # All durations are multiples of 12 frames, so that every whole ratio of sampling rates up to 4, 6 and 12 fits.
-_TRIAL_BINS = {"backimage": 1200, "gaborium": 960, "fixrsvp": 360}
-_N_TRIALS = {"backimage": 40, "gaborium": 18, "fixrsvp": 40}
+_TRIAL_BINS = {"backimage": 600, "gaborium": 960, "fixrsvp": 360}
+_N_TRIALS = {"backimage": 80, "gaborium": 18, "fixrsvp": 40}
 _GAP_BINS = 48  # of grey before each trial: longer than any unit remembers, so repeats have equal pasts
 _KERNEL_S = 0.15  # memory of the temporal kernels
 _SACCADE_KERNEL_S = 0.2
@@ -140,11 +140,12 @@ class Units:
     def linear(self, stimulus: np.ndarray, bin_rate: float = BIN_RATE) -> tuple[np.ndarray, np.ndarray]:
         """Responses E and O, each (T, U), to uint8 frames (T, H, W) that follow a grey screen."""
         n_bins, size, n_units = len(stimulus), stimulus.shape[-1], len(self.frequency)
-        weights = self.spatial_filters(size).reshape(2 * n_units, -1).T / _GREY
+        # In multiples of 2⁻³⁰, sums of products are exact, so that no bit depends on the number of threads.
+        weights = np.rint(self.spatial_filters(size).reshape(2 * n_units, -1).T * 2.0**30) / 2.0**30
         seen = np.empty((n_bins, 2 * n_units), np.float32)
         for start in range(0, n_bins, 4096):
             block = stimulus[start : start + 4096].reshape(-1, size * size)
-            seen[start : start + 4096] = (block - np.float32(_GREY)) @ weights
+            seen[start : start + 4096] = (block - _GREY) @ weights / _GREY
         even, odd = seen[:, :n_units], seen[:, n_units:]
         fast, slow = self._weighted_kernels(bin_rate)
         return _filter(even, fast) + _filter(odd, slow), _filter(odd, fast) - _filter(even, slow)
@@ -201,20 +202,20 @@ def draw_units(name: str, *, seed: int = 0, n_units: int | None = None) -> Units
         n_units = DEMO_SESSIONS[name]
     rng = _generator(name, "units", seed)
     scale = _subject(name, seed)[1]
-    frequency = np.clip(scale * 2 ** rng.normal(0, 0.35, n_units), 0.07, 0.22)
+    frequency = np.clip(scale * 2 ** rng.normal(0, 0.3, n_units), 0.09, 0.22)
     cycles = rng.uniform([0.38, 0.45], [0.52, 0.75], (n_units, 2))
     # Half of the units draw from each end: modulation ratios of V1 are bimodal (Skottun et al. 1991).
     is_complex = rng.permutation(n_units) < round(0.55 * n_units)
     return Units(
-        center=np.clip(rng.normal(0, 3.5, (n_units, 2)), -7, 7),
+        center=np.clip(rng.normal(0, 2.5, (n_units, 2)), -5, 5),
         orientation=rng.uniform(0, 2 * np.pi, n_units),
         frequency=frequency,
-        width=np.minimum(cycles / frequency[:, None], 4.5),
+        width=np.minimum(cycles / frequency[:, None], 3.5),
         phase=rng.uniform(0, 2 * np.pi, n_units),
         delay=rng.uniform(0.020, 0.035, n_units),
         time_constant=rng.uniform(0.006, 0.009, n_units),
         direction=rng.beta(0.8, 1.2, n_units),
-        complexity=np.where(is_complex, rng.beta(8, 1.2, n_units), rng.beta(1, 6, n_units)),
+        complexity=np.where(is_complex, rng.beta(4, 1.2, n_units), rng.beta(1, 6, n_units)),
         spontaneous=rng.lognormal(np.log(1.5), 0.5, n_units),
         amplitude=rng.lognormal(np.log(20), 0.4, n_units),
         pupil_gain=np.clip(rng.normal(0.4, 0.1, n_units), 0, 0.55),
@@ -229,7 +230,7 @@ def simulate_session(
 
     The stimulus is what falls on a window of 1 × 1 degree around the receptive fields as the eye moves, at 240 Hz.
 
-    - `backimage`: free viewing of a photograph for 5 s.
+    - `backimage`: free viewing of a photograph for 2.5 s.
     - `gaborium`: fixation for 4 s on sparse Gabors that are drawn anew every 4 frames and stay put on the screen.
     - `fixrsvp`: fixation for 1.5 s on a clip of 30 pieces of photographs. Clip and gaze are the same in every
       repeat, so the stimulus drive is too; the pupil is not, so the true rate differs by its gain. All repeats carry
@@ -249,8 +250,8 @@ def simulate_session(
     n_units
         Default: that of the roster :data:`DEMO_SESSIONS`. Unit ids are 2, 5, 8, ...
     n_trials
-        Trials of each stimulus type; those left out default to 40 backimage, 18 gaborium and 40 fixrsvp
-        (together 5.8 minutes with the gaps).
+        Trials of each stimulus type; those left out default to 80 backimage, 18 gaborium and 40 fixrsvp
+        (together 6 minutes with the gaps).
 
     Raises
     ------
@@ -261,7 +262,7 @@ def simulate_session(
     --------
     >>> session = simulate_session("ada_demo1", n_trials={"backimage": 1, "gaborium": 0, "fixrsvp": 2})
     >>> session.n_units, session.bin_rate, session.frame_shape, session.duration
-    (24, 240.0, (1, 36, 36), 8.6)
+    (24, 240.0, (1, 28, 28), 6.1)
     """
     counts = _N_TRIALS | dict(n_trials or {})
     if set(counts) != set(_N_TRIALS) or sum(counts.values()) < 1:
