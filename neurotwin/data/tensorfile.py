@@ -124,6 +124,10 @@ def load_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, obje
             raise TensorFileError(f"{path}: not a safetensors file ({error})") from None
     if not known:
         raise TensorFileError(f"{path}: holds a number type that is not supported ({sorted(_DTYPES)} are)")
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        if last - first != int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(_DTYPES[entry["dtype"]]).itemsize:
+            raise TensorFileError(f"{path}: the bytes of {name!r} do not fit their shape; the header was altered")
     if size != 8 + length + end:
         raise TensorFileError(f"{path}: {size} bytes where its header promises {8 + length + end}; it was cut off")
     metadata = {key: value if key == "digest" else _from_json(value) for key, value in text.items()}
