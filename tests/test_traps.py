@@ -175,28 +175,6 @@ def test_trap_13_repeats_in_the_training_part_are_no_ceiling(tmp_path):
 # --- optimisation ---------------------------------------------------------------------------------------------------
 
 
-def test_trap_14_every_flag_and_setting_is_read():
-    """A flag of the script, and an argument of the model or the data module, is used beyond its definition."""
-    script = TREES["training/train_ddp_multidataset.py"]
-    flags = {
-        node.args[0].value.removeprefix("--")
-        for node in ast.walk(script)
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
-        if str(node.args[0].value).startswith("--") and len(node.args[0].value.split()) == 1
-    }
-    read = {
-        ast.unparse(node).removeprefix("arguments.") for node in ast.walk(script) if isinstance(node, ast.Attribute)
-    }
-    read |= {node.value for node in ast.walk(script) if isinstance(node, ast.Constant)}  # for getattr(arguments, name)
-    assert len(flags) > 40 and not flags - read
-    for file in ("multidataset_model", "multidataset_dm"):
-        for owner in ast.walk(TREES[f"training/pl_modules/{file}.py"]):
-            if isinstance(owner, ast.ClassDef) and owner.name.startswith("MultiDataset"):
-                (init,) = [n for n in owner.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-                names = {node.id for node in ast.walk(init) if isinstance(node, ast.Name)}
-                assert {argument.arg for argument in init.args.kwonlyargs} <= names
-
-
 def test_trap_15_what_is_frozen_stays_as_it_was_trained(tmp_path):
     """Weights, and the running averages of norms; what is not frozen learns."""
     record(tmp_path)
