@@ -23,6 +23,7 @@ TITLES = {
     "modulator": "Modulator",
     "recurrent": "Recurrent",
     "readout": "Readout (one a session)",
+    "shifter": "Shifter (one a session)",
     "history_encoder": "History encoder (one a session)",
 }
 

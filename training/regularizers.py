@@ -269,7 +269,7 @@ def _holds(config: RegularizerConfig, epoch: float) -> bool:
 
 def _session_of(name: str) -> int | None:
     """Index of the session that a parameter belongs to; None for shared ones."""
-    match = re.search(r"(?:^|\.)(?:adapters|readouts|history_encoders|baselines)\.(\d+)(?:\.|$)", name)
+    match = re.search(r"(?:^|\.)(?:adapters|readouts|shifters|history_encoders|baselines)\.(\d+)(?:\.|$)", name)
     return int(match[1]) if match else None
 
 

@@ -19,7 +19,7 @@ from .report import text_table
 __all__ = ["Anatomy", "inspect_model", "inspect_text", "session_rows"]
 
 _SHARED = ("frontend", "convnet", "modulator", "recurrent")
-_PER_SESSION = ("adapters", "readouts", "history_encoders", "baselines")
+_PER_SESSION = ("adapters", "readouts", "shifters", "history_encoders", "baselines")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def inspect_text(twin: TwinModel, sessions: Sequence[Prepared]) -> str:
         f"receptive field: {frames} bins ({frames / spec.bin_rate * 1000:.0f} ms) of the {spec.n_lags} given, "
         f"{rows} x {columns} pixels" + (", and a memory beyond" if twin.is_recurrent else ""),
         f"operations per predicted bin: {anatomy.operations / 1e6:,.2f} million (forward, one session)",
-        f"behaviour: {spec.behavior_dim} variables, " + ("used" if twin.modulator.takes_behavior else "not used"),
+        f"behaviour: {spec.behavior_dim} variables, " + ("used" if twin.takes_behavior else "not used"),
     ]
     return "\n\n".join([text_table(layers), text_table(parts), "\n".join(facts), text_table(session_rows(sessions))])
 
@@ -148,7 +148,7 @@ def _layers(twin: TwinModel) -> list[tuple[str, tuple[int, ...], int]]:
 
     for name, module in twin.named_modules():
         inner = any(isinstance(child, Stage) for child in module.modules() if child is not module)
-        if (isinstance(module, Stage) and not inner) or name in ("readouts.0", "history_encoders.0"):
+        if (isinstance(module, Stage) and not inner) or name in ("readouts.0", "shifters.0", "history_encoders.0"):
             handles.append(module.register_forward_hook(record(name)))
     try:
         with torch.no_grad():

@@ -32,6 +32,7 @@ from .components import (
     ReadoutParams,
     RecurrentParams,
     ResNetParams,
+    ShifterParams,
     TemporalBasisParams,
 )
 from .dataset import FILTERS, TRANSFORMS, DatasetConfig, Lags, MissingPct, Op, TransformConfig, ValidLags
@@ -82,6 +83,7 @@ __all__ = [
     "RegularizerConfig",
     "ResNetParams",
     "ScheduleConfig",
+    "ShifterParams",
     "Size",
     "Strict",
     "TemporalBasisParams",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["ConfigError", "NonNegative", "Params", "PositiveInt", "Size", "Strict", "nearest"]
+__all__ = ["ConfigError", "Names", "NonNegative", "Params", "PositiveInt", "Size", "Strict", "nearest"]
 
 
 class ConfigError(ValueError):
@@ -43,6 +43,10 @@ class Params(Strict):
     """Base of the parameters of a component."""
 
 
+def _names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 def _triple(value: Any) -> Any:
     return (value,) * 3 if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -51,3 +55,5 @@ Size = Annotated[tuple[int, int, int], BeforeValidator(_triple, json_schema_inpu
 """``[T, H, W]``; a single number means the same on all three axes."""
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_names, json_schema_input_type=str | list[str])]
+"""One name, or a list of names."""

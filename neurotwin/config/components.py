@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from .base import Params, PositiveInt, Strict, nearest
+from .base import Names, Params, PositiveInt, Strict, nearest
 from .blocks import BlockConfig, KernelParams, check_activation
 
 __all__ = [
@@ -45,6 +45,8 @@ __all__ = [
     "Recurrent",
     "RecurrentParams",
     "ResNetParams",
+    "Shifter",
+    "ShifterParams",
     "StemConfig",
     "TemporalBasisParams",
 ]
@@ -310,6 +312,24 @@ class AttentionReadoutParams(ReadoutParams):
     use_pos_enc: bool = Field(True, description="Add a learned embedding of the position to the keys.")
 
 
+class ShifterParams(Params):
+    """A perceptron from the gaze to a shift of all positions of a readout: max_shift * tanh(MLP(gaze)), 0 at the start.
+
+    For readouts with positions: gaussian, gaussianei and point. The gaze enters as behaviour; give it a transform of
+    its own, exposed as behavior, and scale it to about 1. A modulator sees all behaviour, the gaze included.
+    """
+
+    source: Names | None = Field(None, description="Transforms that hold the gaze, by name. Default: all behaviour.")
+    hidden_dims: tuple[PositiveInt, ...] = Field((5, 5), description="Widths of the hidden layers; none: linear.")
+    act_type: str = Field("tanh", description="Activation between layers.")
+    max_shift: float = Field(1.0, gt=0, description="Bound of the shift along x and y; half a map is 1.")
+
+    @field_validator("act_type")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return check_activation(value)
+
+
 class HistoryEncoderParams(Params):
     """A perceptron over the last counts of a session's units."""
 
@@ -361,6 +381,7 @@ PARAMS: dict[str, dict[str, type[Params]]] = {
         "point": PointReadoutParams,
         "attention": AttentionReadoutParams,
     },
+    "shifter": {"none": NoParams, "mlp": ShifterParams},
     "history_encoder": {"mlp": HistoryEncoderParams},
 }
 """Parameters of every component, by part and type."""
@@ -451,6 +472,12 @@ class Readout(Part):
 
     part = "readout"
     type: str = "gaussian"
+
+
+class Shifter(Part):
+    """How gaze moves what the readouts of a session look at."""
+
+    part = "shifter"
 
 
 class HistoryEncoder(Part):

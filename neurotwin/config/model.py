@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from .base import NonNegative, PositiveInt, Strict
-from .components import Adapter, ConvNet, Frontend, HistoryEncoder, Modulator, Readout, Recurrent
+from .components import Adapter, ConvNet, Frontend, HistoryEncoder, Modulator, Readout, Recurrent, Shifter
 
 __all__ = ["BaselineConfig", "ModelConfig", "RegularizerConfig", "ScheduleConfig"]
 
@@ -91,6 +91,7 @@ class ModelConfig(Strict):
     modulator: Modulator = Field(default_factory=Modulator, description="How behaviour enters.")
     recurrent: Recurrent = Field(default_factory=Recurrent, description="Memory beyond the lags.")
     readout: Readout = Field(default_factory=Readout, description="One a session.")
+    shifter: Shifter = Field(default_factory=Shifter, description="One a session: gaze moves the readout's positions.")
     history_encoder: HistoryEncoder | None = Field(None, description="v1multi_history: what spike history adds.")
     regularization: tuple[RegularizerConfig, ...] = Field((), description="Penalties and proximal steps.")
 

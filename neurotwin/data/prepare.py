@@ -22,13 +22,13 @@ from .masks import valid_counts
 from .session import SPLITS, Session, SessionError
 from .split import split_bins
 from .tensorfile import TensorFileError, load_arrays, save_arrays, verify_arrays
-from .transforms import apply_pipelines, fit_pipelines, pixel_scale, runs_of
+from .transforms import apply_pipelines, behavior_names, exposed_shapes, fit_pipelines, pixel_scale, runs_of
 
-__all__ = ["Prepared", "prepare", "prepare_session"]
+__all__ = ["Prepared", "outline_session", "prepare", "prepare_session"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _LABELS = {"path", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "adapter", "readout"}
 
 
@@ -64,6 +64,8 @@ class Prepared:
         (T,) standard deviation of each bin's frame, as a fraction of the range of pixels.
     behavior
         (T, K) float32, or None.
+    behavior_names
+        (K,) name of the transform that each behaviour variable comes from.
     exposure
         (T,) presentations that a bin's counts sum over, or None.
     repeat_id
@@ -95,6 +97,7 @@ class Prepared:
     run_stop: np.ndarray
     contrast: np.ndarray
     behavior: np.ndarray | None = None
+    behavior_names: tuple[str, ...] = ()
     exposure: np.ndarray | None = None
     repeat_id: np.ndarray
     true_rate: np.ndarray | None = None
@@ -224,7 +227,43 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     source = arrays.pop("stimulus", session.stimulus)
     return Prepared(
         name=config.session, subject=config.subject or session.subject, config=config, source=source, key=key,
-        bin_rate=metadata["bin_rate"], pixel_scale=tuple(metadata["pixel_scale"]), fitted=metadata["fitted"], **arrays,
+        bin_rate=metadata["bin_rate"], pixel_scale=tuple(metadata["pixel_scale"]), fitted=metadata["fitted"],
+        behavior_names=tuple(metadata["behavior_names"]), **arrays,
+    )  # fmt: skip
+
+
+def outline_session(config: DatasetConfig) -> Prepared:
+    """A session as it will be when prepared, but without bins: what its file's header and the config alone tell.
+
+    Takes no time and writes nothing, so that a run that cannot be is refused before it prepares its data.
+
+    Raises
+    ------
+    SessionError
+        If the session is missing or broken, or the config asks for what it does not have.
+    """
+    session = Session.load(config.path or f"{config.session}.safetensors")
+    columns, scale = _unit_columns(session, config), pixel_scale(config)
+    _types(session, config)
+    signals = {**session.behavior, "robs": session.spikes, "unit_ids": session.unit_ids, "stim": session.stimulus}
+    try:
+        frames, names = exposed_shapes(config, signals).get("stim"), behavior_names(config, signals)
+    except ValueError as error:
+        raise SessionError(f"session {config.session!r}: {error}") from None
+    shape = session.stimulus.shape[1:]
+    if scale is None:
+        *others, _ = next(iter(frames.values()))
+        shape = (*others, sum(frame[-1] for frame in frames.values()))
+    positions = session.unit_positions
+    none, no_counts = np.zeros(0, np.int64), np.zeros((0, len(columns)))
+    return Prepared(
+        name=config.session, subject=config.subject or session.subject, config=config,
+        bin_rate=_resampling(session, config)[1], unit_ids=session.unit_ids[columns].astype(np.int64),
+        unit_positions=None if positions is None else np.asarray(positions)[columns], behavior_names=names,
+        source=np.zeros((0, *shape), np.float32), pixel_scale=scale or (1.0, 0.0),
+        behavior=np.zeros((0, len(names)), np.float32) if names else None,
+        spikes=no_counts, mask=no_counts.astype(bool), frame=none, split=none, run_start=none, run_stop=none,
+        contrast=none, repeat_id=none,
     )  # fmt: skip
 
 
@@ -339,15 +378,18 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
         "repeat_id": at_last(session.repeat_id).astype(np.int32),
         "unit_ids": session.unit_ids[columns].astype(np.int64),
     }
+    names = ()
     if "behavior" in exposed:
-        arrays["behavior"] = exposed["behavior"]
+        arrays["behavior"], names = exposed["behavior"], behavior_names(config, signals)
     if session.exposure is not None:
         arrays["exposure"] = averaged(session.exposure)
     if session.true_rate is not None:
         arrays["true_rate"] = summed(session.true_rate[:, columns]).astype(np.float32)
     if session.unit_positions is not None:
         arrays["unit_positions"] = np.asarray(session.unit_positions)[columns].astype(np.float32)
-    return arrays, {"bin_rate": bin_rate, "pixel_scale": scale or (1.0, 0.0), "fitted": fitted}
+    return arrays, {
+        "bin_rate": bin_rate, "pixel_scale": scale or (1.0, 0.0), "fitted": fitted, "behavior_names": names,
+    }  # fmt: skip
 
 
 def _unit_columns(session: Session, config: DatasetConfig) -> np.ndarray:
@@ -377,11 +419,7 @@ def _resampling(session: Session, config: DatasetConfig) -> tuple[int, float]:
 
 def _bins(session: Session, config: DatasetConfig, factor: int) -> tuple[np.ndarray, np.ndarray]:
     """First recorded bin of every modelled one, counted from each run's start, and the runs of modelled bins."""
-    names = [str(name) for name in np.unique(session.stimulus_type)]
-    types = names if config.types is None else list(config.types)
-    for kind in types:
-        if kind not in names:
-            raise SessionError(f"session {config.session!r}: no stimulus type {kind!r}; {nearest(kind, names)}")
+    names, types = _types(session, config)
     code = np.searchsorted(names, session.stimulus_type)
     gap = np.zeros(session.n_bins, np.int64)
     if session.time is not None:
@@ -399,6 +437,16 @@ def _bins(session: Session, config: DatasetConfig, factor: int) -> tuple[np.ndar
         raise SessionError(f"session {config.session!r}: no bin of the types {types} lies in a trial")
     stops = np.cumsum(lengths)
     return np.concatenate(starts), np.stack([stops - lengths, stops], axis=1)
+
+
+def _types(session: Session, config: DatasetConfig) -> tuple[list[str], list[str]]:
+    """Stimulus types that the session has, and those to use."""
+    names = [str(name) for name in np.unique(session.stimulus_type)]
+    types = names if config.types is None else list(config.types)
+    for kind in types:
+        if kind not in names:
+            raise SessionError(f"session {config.session!r}: no stimulus type {kind!r}; {nearest(kind, names)}")
+    return names, types
 
 
 def _compact(spikes: np.ndarray) -> np.ndarray:

@@ -6,8 +6,10 @@ without a gap), so that nothing reaches across a boundary. Operations with a con
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ __all__ = [
     "PIXEL_NORM",
     "adaptation_filters",
     "apply_pipelines",
+    "behavior_names",
+    "exposed_shapes",
     "fit_pipelines",
     "pixel_scale",
     "raised_cosine_basis",
@@ -85,6 +89,9 @@ def fit_pipelines(
     """
     fitted: dict[str, float] = {}
     for name, pipeline in config.transforms.items():
+        ahead = [op.name for op in pipeline.ops if op.name in _LOOK_AHEAD]
+        if ahead:
+            logger.warning("transforms.%s: %s looks ahead; predictions see the future of it", name, " and ".join(ahead))
         if any(op.name == "maxnorm" for op in pipeline.ops):
             _run(config, name, pipeline, signals, runs, fitted, train)
     return fitted
@@ -133,6 +140,52 @@ def apply_pipelines(
         columns = [array.reshape(n_bins, -1).astype(np.float32) for array in collected["behavior"]]
         collected["behavior"] = [_stack_lags(np.concatenate(columns, axis=1), config.keys_lags.behavior, runs)]
     return {name: np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0] for name, parts in collected.items()}
+
+
+def exposed_shapes(
+    config: DatasetConfig,
+    signals: Mapping[str, np.ndarray],
+    outputs: tuple[str, ...] = ("stim", "robs", "behavior"),
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shape of a bin of what each pipeline gives, found on the first bins alone.
+
+    Parameters
+    ----------
+    config, signals
+        As for :func:`fit_pipelines`; only the first two bins are read.
+    outputs
+        Which of the exposed names to consider.
+
+    Returns
+    -------
+    dict
+        For each exposed name, shapes by pipeline, in the order in which they are stacked; lags not counted.
+
+    Raises
+    ------
+    ValueError
+        If a pipeline's source is not among the signals.
+
+    Examples
+    --------
+    >>> config = DatasetConfig(transforms={"gaze": {"source": "eyepos", "ops": ["symlog"], "expose_as": "behavior"}})
+    >>> exposed_shapes(config, {"eyepos": np.zeros((500, 2), np.float32)})
+    {'behavior': {'gaze': (2,)}}
+    """
+    first = {name: array if name == "unit_ids" else array[:2] for name, array in signals.items()}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, pipeline in config.transforms.items():
+        exposed = pipeline.expose_as or name
+        if exposed in outputs:
+            array = _run(config, name, pipeline, first, np.array([[0, 2]]), defaultdict(lambda: 1.0), None)
+            shapes.setdefault(exposed, {})[name] = array.shape[1:]
+    return shapes
+
+
+def behavior_names(config: DatasetConfig, signals: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The pipeline that each of the K behaviour variables comes from, in their order, lags stacked."""
+    shapes = exposed_shapes(config, signals, ("behavior",)).get("behavior", {})
+    return tuple(name for name, shape in shapes.items() for _ in range(prod(shape))) * len(config.keys_lags.behavior)
 
 
 def runs_of(*labels: np.ndarray) -> np.ndarray:
@@ -289,8 +342,6 @@ def _maxnorm(array: np.ndarray, _params: Any, context: _Context) -> np.ndarray:
 
 
 def _smooth(array: np.ndarray, params: Any, context: _Context) -> np.ndarray:
-    name = context.key.split(".")[0]
-    logger.warning("transforms.%s: smooth looks ahead; predictions from it use the signal's future", name)
     return context.per_run(
         lambda part: ndimage.gaussian_filter1d(part, params.sigma, axis=0, mode="nearest"), _float(array)
     )
@@ -356,10 +407,10 @@ def _fftwhitening(array: np.ndarray, params: Any, context: _Context) -> np.ndarr
             gain = gain[:, None]
         return np.fft.ifftn(np.fft.fftn(part, axes=axes) * gain, axes=axes).real.astype(np.float32)
 
-    logger.warning("fftwhitening works on whole trials; predictions from it use the stimulus's future")
     return context.per_run(whitened, _float(array))
 
 
+_LOOK_AHEAD = ("smooth", "fftwhitening")
 _OPS: dict[str, Callable[[np.ndarray, Any, _Context], np.ndarray]] = {
     "pixelnorm": _pixelnorm,
     "diff": _diff,

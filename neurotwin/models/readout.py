@@ -22,7 +22,7 @@ from ..config import (
     PointReadoutParams,
     ReadoutParams,
 )
-from .layers import Activation, Maps, linear, normal
+from .layers import Activation, Maps, fold_time, linear, normal
 
 __all__ = [
     "AttentionReadout",
@@ -53,9 +53,15 @@ class Readout(nn.Module):
         (U, D) coordinates of the units, where known.
     generator
         Draws the initial weights.
+
+    Attributes
+    ----------
+    takes_shift
+        Whether the readout has positions that a shifter may move: ``readout(features, shift)``.
     """
 
     Params: type[ReadoutParams]
+    takes_shift = False
 
     def __init__(
         self, params: ReadoutParams, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
@@ -64,8 +70,9 @@ class Readout(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(n_units)) if params.bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        drive = self.drive(x)
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """From features (B, C, T, H, W), and shifts (B, T, 2) of all positions, to what drives the units (B, T, U)."""
+        drive = self.drive(x) if shift is None else self.drive(x, shift)
         return drive if self.bias is None else drive + self.bias
 
     def drive(self, x: Tensor) -> Tensor:
@@ -81,6 +88,7 @@ class GaussianReadout(Readout):
     """
 
     Params = GaussianReadoutParams
+    takes_shift = True
 
     def __init__(
         self, params: GaussianReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
@@ -89,17 +97,22 @@ class GaussianReadout(Readout):
         self._place(params, inputs, (n_units,), generator)
         self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
 
-    def drive(self, x: Tensor) -> Tensor:
-        return torch.einsum("btuc,uc->btu", pooled(x, self.weights()), self.features)
+    def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        return torch.einsum("btuc,uc->btu", pooled(x, self.weights(shift)), self.features)
 
-    def weights(self) -> Tensor:
-        """The Gaussians, (..., U, H, W), each of sum 1."""
+    def weights(self, shift: Tensor | None = None) -> Tensor:
+        """The Gaussians, (..., U, H, W), each of sum 1; one for each shift (B, T, 2): (B, T, ..., U, H, W)."""
         std = (self.std.square() + self.floor**2).sqrt()
         away = self.grid - self.mean[..., None, None, :]
         cos, sin = self.theta.cos()[..., None, None], self.theta.sin()[..., None, None]
         along = (cos * away[..., 0] + sin * away[..., 1]) / std[..., 0, None, None]
         across = (cos * away[..., 1] - sin * away[..., 0]) / std[..., 1, None, None]
         exponent = -0.5 * (along.square() + across.square())
+        if shift is not None:
+            # With z = W (p − μ): |z − W s|² = |z|² − 2 (Wᵀ z)·s, and a term that the normalisation takes out.
+            along, across = along / std[..., 0, None, None], across / std[..., 1, None, None]
+            pull = torch.stack([cos * along - sin * across, sin * along + cos * across])
+            exponent = exponent + torch.einsum("i...uhw,bti->bt...uhw", pull, shift.to(pull.dtype))
         return exponent.flatten(-2).softmax(dim=-1).view_as(exponent)
 
     def _place(
@@ -130,9 +143,9 @@ class GaussianEIReadout(GaussianReadout):
         features = [_features(n_units, inputs.channels, generator=generator).abs() for _ in range(2)]
         self.features = nn.Parameter(torch.stack(features))
 
-    def drive(self, x: Tensor) -> Tensor:
+    def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         n_units = self.features.shape[1]
-        maps = pooled(x, self.weights().flatten(0, 1)).unflatten(2, (2, n_units))
+        maps = pooled(x, self.weights(shift).flatten(-4, -3)).unflatten(2, (2, n_units))
         excitation, inhibition = torch.einsum("bteuc,euc->ebtu", maps, self.features.abs())
         return excitation - inhibition
 
@@ -181,6 +194,7 @@ class PointReadout(Readout):
     """
 
     Params = PointReadoutParams
+    takes_shift = True
 
     def __init__(
         self, params: PointReadoutParams, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
@@ -208,17 +222,20 @@ class PointReadout(Readout):
         """μ, (U, 2)."""
         return self.mean if self.predictor is None else self.predictor(self.positions)
 
-    def drive(self, x: Tensor) -> Tensor:
+    def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         clips, _, frames = x.shape[:3]
         points = self.points().expand(clips, -1, -1)
         if self.training:
             noise = torch.randn_like(points)
             full = self.covariance == "full"
             points = points + (torch.einsum("uij,buj->bui", self.std, noise) if full else self.std * noise)
-        grid = points.to(x.dtype)[:, :, None]
-        # Frames of a clip share its points: they are channels of one image.
-        sampled = F.grid_sample(x.flatten(1, 2), grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return torch.einsum("bctu,uc->btu", sampled[..., 0].unflatten(1, (-1, frames)), self.features)
+        if shift is None:
+            # Frames of a clip share its points: they are channels of one image.
+            sampled = _sampled(x.flatten(1, 2), points).unflatten(1, (-1, frames))
+        else:
+            moved = points[:, None] + shift[:, :, None].to(points.dtype)
+            sampled = _sampled(fold_time(x), moved.flatten(0, 1)).unflatten(0, (clips, frames)).transpose(1, 2)
+        return torch.einsum("bctu,uc->btu", sampled, self.features)
 
 
 class AttentionReadout(Readout):
@@ -298,8 +315,8 @@ class SpikeHistory(nn.Module):
 
 
 def pooled(x: Tensor, weights: Tensor) -> Tensor:
-    """Sum features (B, C, T, H, W) over space under the weights (U, H, W) of each unit: (B, T, U, C)."""
-    return weights.flatten(1).to(x.dtype) @ x.permute(0, 2, 3, 4, 1).flatten(2, 3)
+    """Sum features (B, C, T, H, W) over space under the weights ([B, T,] U, H, W) of each unit: (B, T, U, C)."""
+    return weights.flatten(-2).to(x.dtype) @ x.permute(0, 2, 3, 4, 1).flatten(2, 3)
 
 
 def pixel_centres(height: int, width: int) -> Tensor:
@@ -312,6 +329,12 @@ def pixel_centres(height: int, width: int) -> Tensor:
     """
     y, x = ((2 * torch.arange(size) + 1) / size - 1 for size in (height, width))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def _sampled(images: Tensor, points: Tensor) -> Tensor:
+    """Images (N, C, H, W) at points (N, U, 2), bilinearly interpolated: (N, C, U)."""
+    grid = points.to(images.dtype)[:, :, None]
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)[..., 0]
 
 
 def _features(n_units: int, *shape: int, generator: torch.Generator) -> Tensor:

@@ -36,6 +36,7 @@ from .readout import (
     SpikeHistory,
 )
 from .recurrent import ConvGRU, ConvLSTM, PooledGRU, PooledLSTM
+from .shifter import Shifter
 
 __all__ = ["MODULES", "CheckpointError", "SessionSpec", "TwinModel", "load_twin", "register"]
 
@@ -54,6 +55,7 @@ MODULES: dict[str, dict[str, type[nn.Module]]] = {
         "gaussian": GaussianReadout, "gaussianei": GaussianEIReadout, "linear": LinearReadout,
         "factorized": FactorizedReadout, "point": PointReadout, "attention": AttentionReadout,
     },
+    "shifter": {"none": Identity, "mlp": Shifter},
     "history_encoder": {"mlp": SpikeHistory},
 }  # fmt: skip
 """The module of every component, by part and type; `neurotwin.config.PARAMS` holds their parameters."""
@@ -71,7 +73,7 @@ def register(part: str, name: str, module: type[nn.Module]) -> None:
     Parameters
     ----------
     part
-        adapter, frontend, convnet, modulator, recurrent, readout or history_encoder.
+        adapter, frontend, convnet, modulator, recurrent, readout, shifter or history_encoder.
     name
         What configs call it.
     module
@@ -120,6 +122,8 @@ class SessionSpec:
         Frames that a prediction may see, the predicted bin's own included.
     behavior_dim
         K, number of behaviour variables; 0 for none.
+    behavior_names
+        (K,) name of the transform that each comes from, where known.
     n_history
         Bins of spike history before a predicted one.
     pixel_scale
@@ -139,6 +143,7 @@ class SessionSpec:
     bin_rate: float
     n_lags: int
     behavior_dim: int = 0
+    behavior_names: tuple[str, ...] = ()
     n_history: int = 0
     pixel_scale: tuple[float, float] = (1.0, 0.0)
     unit_positions: tuple[tuple[float, ...], ...] | None = None
@@ -152,7 +157,8 @@ class SessionSpec:
         return cls(
             name=prepared.name, subject=prepared.subject, unit_ids=tuple(prepared.unit_ids.tolist()),
             frame_shape=prepared.frame_shape, bin_rate=prepared.bin_rate, n_lags=prepared.n_lags,
-            behavior_dim=prepared.behavior_dim, n_history=prepared.n_history, pixel_scale=prepared.pixel_scale,
+            behavior_dim=prepared.behavior_dim, behavior_names=prepared.behavior_names,
+            n_history=prepared.n_history, pixel_scale=prepared.pixel_scale,
             unit_positions=None if positions is None else tuple(map(tuple, positions.tolist())),
             config=prepared.config, fitted=prepared.fitted,
         )  # fmt: skip
@@ -165,7 +171,8 @@ class SessionSpec:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "SessionSpec":
         """The inverse of :meth:`to_json`."""
-        tuples = {name: tuple(values[name]) for name in ("unit_ids", "frame_shape", "pixel_scale")}
+        sequences = ("unit_ids", "frame_shape", "pixel_scale", "behavior_names")
+        tuples = {name: tuple(values[name]) for name in sequences if name in values}
         positions = values["unit_positions"]
         tuples["unit_positions"] = None if positions is None else tuple(tuple(row) for row in positions)
         return cls(**{**values, **tuples, "config": DatasetConfig.model_validate(values["config"])})
@@ -241,7 +248,7 @@ class TwinModel(nn.Module):
         self.recurrent: Stage = _build(config.recurrent, self.modulator.outputs, generator=generator)
         self.is_recurrent = self.modulator.is_recurrent or self.recurrent.is_recurrent
         self.context = (self.sessions[0].n_lags if self.is_recurrent else self.receptive_field) - 1
-        self.readouts, self.history_encoders = nn.ModuleList(), nn.ModuleList()
+        self.readouts, self.shifters, self.history_encoders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.baselines = nn.ParameterList()
         for spec in self.sessions:
             n_units = len(spec.unit_ids)
@@ -249,12 +256,21 @@ class TwinModel(nn.Module):
             with inside(f"session {spec.name}"):
                 part, features = spec.config.readout or config.readout, self.recurrent.outputs
                 self.readouts.append(_build(part, features, n_units, positions=positions, generator=generator))
+                if config.shifter.type != "none":
+                    _check_shift(part, self.readouts[-1], features)
+                    names = spec.behavior_names
+                    self.shifters.append(_build(config.shifter, spec.behavior_dim, names, generator=generator))
             if config.history_encoder is not None:
                 self.history_encoders.append(_build(config.history_encoder, n_units, generator=generator))
             if config.baseline.enabled:
                 self.baselines.append(nn.Parameter(_initial_baseline(config.baseline).expand(n_units).clone()))
         _check_history(self.history_encoders, self.sessions)
         self.auxiliary_loss: Tensor | None = None
+
+    @property
+    def takes_behavior(self) -> bool:
+        """Whether rates depend on behaviour."""
+        return self.modulator.takes_behavior or len(self.shifters) > 0
 
     def forward(self, batches: list[Batch]) -> list[Tensor]:
         """Predict clips.
@@ -304,7 +320,7 @@ class TwinModel(nn.Module):
             behavior = torch.cat([batch.behavior[:, -(warm_up + length) :].to(frames.dtype) for batch in batches])
         features, state, self.auxiliary_loss = self.core(frames, behavior, state)
         parts = features[:, :, -length:].split([len(batch.stimulus) for batch in batches])
-        return [self._rates(b.session, x, b.history) for b, x in zip(batches, parts, strict=True)], state
+        return [self._rates(b.session, x, b.behavior, b.history) for b, x in zip(batches, parts, strict=True)], state
 
     def core(
         self, x: Tensor, behavior: Tensor | None, state: list[Any] | None = None
@@ -385,9 +401,9 @@ class TwinModel(nn.Module):
             padded = np.concatenate([np.zeros((n_lags, rates.shape[1])), spikes])
             history = torch.as_tensor(padded, dtype=dtype, device=next(self.parameters()).device)[None]
         with _evaluating(self):
-            for start, stop, features in self._stream(index, stimulus, behavior, chunk):
+            for start, stop, features, variables in self._stream(index, stimulus, behavior, chunk):
                 seen = None if history is None else history[:, start : stop + n_lags]
-                rates[start:stop] = self._rates(index, features, seen)[0].cpu().numpy()
+                rates[start:stop] = self._rates(index, features, variables, seen)[0].cpu().numpy()
         return rates
 
     @torch.no_grad()
@@ -420,8 +436,8 @@ class TwinModel(nn.Module):
         spikes = np.full((n_samples, len(stimulus), n_units), np.nan, np.float32)
         rates = spikes.copy()
         with _evaluating(self):
-            for start, _, features in self._stream(index, stimulus, behavior, chunk):
-                drives = self.readouts[index](features)[0]
+            for start, _, features, variables in self._stream(index, stimulus, behavior, chunk):
+                drives = self._drive(index, features, variables)[0]
                 for bin, drive in enumerate(drives, start):
                     drive = drive + encoder(recent)[:, 0] if encoder else drive.expand(n_samples, -1)
                     rate = self._rate(index, drive)
@@ -479,8 +495,8 @@ class TwinModel(nn.Module):
                 f"session {name}: {batch.stimulus.shape[2]} frames to predict {length} bins, where the model needs "
                 f"{warm_up} more before them; gather clips with context={self.context}"
             )
-        if self.modulator.takes_behavior and batch.behavior is None:
-            raise ValueError(f"session {name}: the modulator needs behaviour, and the batch has none")
+        if self.takes_behavior and batch.behavior is None:
+            raise ValueError(f"session {name}: the model needs behaviour, and the batch has none")
         if self.history_encoders and batch.history is None:
             raise ValueError(f"session {name}: the history encoder needs spike history, and the batch has none")
 
@@ -494,14 +510,21 @@ class TwinModel(nn.Module):
         x = x.to(dtype) if (factor, offset) == (1.0, 0.0) else x.to(dtype, copy=True).mul_(factor).add_(offset)
         return self.adapters[batch.session](x)
 
-    def _rates(self, index: int, x: Tensor, history: Tensor | None) -> Tensor:
+    def _rates(self, index: int, x: Tensor, behavior: Tensor | None, history: Tensor | None) -> Tensor:
         """Rates (B, L, U) of one session from features (B, C, L, H, W)."""
-        drive = self.readouts[index](x)
+        drive = self._drive(index, x, behavior)
         if self.history_encoders:
             encoder, length = self.history_encoders[index], drive.shape[1]
             # The count of a bin is not among what predicts it.
             drive = drive + encoder(history[:, -(encoder.n_lags + length) : -1].to(drive.dtype))
         return self._rate(index, drive)
+
+    def _drive(self, index: int, x: Tensor, behavior: Tensor | None) -> Tensor:
+        """What the readout of one session makes of features (B, C, L, H, W), and of behaviour that ends with them."""
+        if not self.shifters:
+            return self.readouts[index](x)
+        gaze = behavior[:, behavior.shape[1] - x.shape[2] :]
+        return self.readouts[index](x, self.shifters[index](gaze.to(next(self.parameters()).dtype)))
 
     def _rate(self, index: int, drive: Tensor) -> Tensor:
         rate = _ACTIVATION[self.config.output_activation](drive.to(next(self.parameters()).dtype))
@@ -512,8 +535,8 @@ class TwinModel(nn.Module):
 
     def _stream(
         self, index: int, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None, chunk: int
-    ) -> Iterator[tuple[int, int, Tensor]]:
-        """First bin, one past the last, and features (1, C, L, H, W), chunk by chunk."""
+    ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
+        """First bin, one past the last, features (1, C, L, H, W) and behaviour, chunk by chunk."""
         spec, device = self.sessions[index], next(self.parameters()).device
         signals = {"stim": stimulus, **(behavior or {})}
         for name, signal in signals.items():
@@ -525,7 +548,7 @@ class TwinModel(nn.Module):
         if frames.shape[1:] != spec.frame_shape:
             raise ValueError(f"frames of shape {frames.shape[1:]} (C, H, W), where {spec.name} has {spec.frame_shape}")
         variables = None
-        if self.modulator.takes_behavior:
+        if self.takes_behavior:
             variables = apply_pipelines(spec.config, signals, fitted=spec.fitted, outputs=("behavior",))["behavior"]
             variables = torch.as_tensor(variables)[None].to(device, next(self.parameters()).dtype)
         state = None
@@ -536,7 +559,7 @@ class TwinModel(nn.Module):
             batch = Batch(session=index, stimulus=clip, spikes=None, mask=None, bins=None)
             seen = None if variables is None else variables[:, first:stop]
             features, state, _ = self.core(self._frames(batch, stop - first), seen, state)
-            yield start, stop, features[:, :, start - stop :]
+            yield start, stop, features[:, :, start - stop :], seen
 
 
 def load_twin(path: str | Path) -> TwinModel:
@@ -664,15 +687,17 @@ def _check_lags(receptive_field: int, sessions: Sequence[SessionSpec]) -> None:
 
 
 def _check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], features: Maps) -> None:
+    for part in (config.modulator, config.shifter):
+        for spec in sessions:
+            if part.type != "none" and spec.behavior_dim == 0:
+                raise ConfigError(
+                    f"session {spec.name}: {part.part} {part.type} needs behaviour, and there is none; add a transform "
+                    f"with expose_as: behavior, or set the {part.part} to none"
+                )
     if config.modulator.type == "none":
         return
     wanted = getattr(config.modulator.params, "behavior_dim", None) or sessions[0].behavior_dim
     for spec in sessions:
-        if spec.behavior_dim == 0:
-            raise ConfigError(
-                f"session {spec.name}: modulator {config.modulator.type} needs behaviour, and there is none; add "
-                f"a transform with expose_as: behavior, or set the modulator to none"
-            )
         if spec.behavior_dim != wanted:
             raise ConfigError(
                 f"session {spec.name}: {spec.behavior_dim} behaviour variables where {wanted} are expected (by "
@@ -683,6 +708,17 @@ def _check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], featur
         raise ConfigError(
             f"modulator.params.feature_dim: {given}, but the convnet gives {features.channels} channels; leave it out"
         )
+
+
+def _check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
+    if not getattr(readout, "takes_shift", False):
+        able = [name for name, kind in MODULES["readout"].items() if getattr(kind, "takes_shift", False)]
+        raise ConfigError(
+            f"readout: {part.type} has no positions that a shifter could move; use {', '.join(able)}, or set the "
+            "shifter to none"
+        )
+    if (features.height, features.width) == (1, 1):
+        raise ConfigError("readout: a shifter has nowhere to move on maps of 1x1 pixels; set the shifter to none")
 
 
 def _check_history(encoders: Sequence[SpikeHistory], sessions: Sequence[SessionSpec]) -> None:

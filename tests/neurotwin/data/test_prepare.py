@@ -149,6 +149,7 @@ def test_each_transform_against_its_formula(op, expected, rng, caplog):
     x = rng.normal(0, 20, (20, 2))
     config = DatasetConfig.model_validate({"transforms": {"x": {"source": "x", "ops": [op], "expose_as": "behavior"}}})
     runs = np.array([[0, 7], [7, 20]])
+    fit_pipelines(config, {"x": x}, runs, np.ones(20, bool))
     out = apply_pipelines(config, {"x": x}, runs=runs, fitted={})["behavior"]
     np.testing.assert_allclose(out, expected(x), rtol=1e-5, atol=1e-5)
     assert ("looks ahead" in caplog.text) == ("smooth" in op)

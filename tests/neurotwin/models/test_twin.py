@@ -81,11 +81,19 @@ COMPONENTS = {
         for kind in ("gaussian", "gaussianei", "linear", "factorized", "point", "attention")
     },
     "predicted points": part("readout", "point", predict_positions=True),
+    **{
+        f"shifter {kind}": part("shifter", "mlp", hidden_dims=[4]) | part("readout", kind) | vanilla()
+        for kind in ("gaussian", "gaussianei", "point")
+    },
     "baseline": {"baseline": {"enabled": True}},
     "history": {"model_type": "v1multi_history"}
     | part("history_encoder", "mlp", num_lags=4, hidden_dims=[5], spectral_norm=True, bias=True),
 }
 """Every component, in a small model of two sessions."""
+BEHAVING = [
+    "concat", "film", "modulating convgru", "behaviour only", "shifter gaussian", "shifter gaussianei", "shifter point",
+]  # fmt: skip
+"""Those that depend on behaviour."""
 
 
 @pytest.fixture
@@ -129,7 +137,7 @@ def test_nothing_looks_ahead(name, build, clips):
     assert not torch.allclose(after[:, 3:], before[:, 3:])
 
 
-@pytest.mark.parametrize("name", ["concat", "film", "modulating convgru", "behaviour only"])
+@pytest.mark.parametrize("name", BEHAVING)
 def test_behaviour_acts_in_its_own_bin(name, build, clips):
     twin = build(COMPONENTS[name]).eval()
     batch = clips(twin, length=6)
@@ -309,7 +317,7 @@ GAZE = DatasetConfig(
 )
 
 
-@pytest.mark.parametrize("name", ["resnet", "concat", "convgru", "modulating convgru", "behaviour only", "history"])
+@pytest.mark.parametrize("name", ["resnet", "convgru", "history", *BEHAVING])
 def test_predict_is_the_model_on_the_whole_movie(name, spec):
     config = ModelConfig(**COMPONENTS[name])
     twin = TwinModel(config, [spec(config=GAZE)])
@@ -422,7 +430,9 @@ def test_a_bounded_history_stays_stable(spec):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet", "modulating convgru", "history", "predicted points", "affine adapter"])
+@pytest.mark.parametrize(
+    "name", ["resnet", "modulating convgru", "history", "predicted points", "affine adapter", "shifter point"]
+)
 def test_a_saved_model_is_the_model(name, build, clips, tmp_path):
     twin = build(COMPONENTS[name]).eval()
     loaded = load_twin(twin.save(tmp_path / "twin.safetensors"))
@@ -501,6 +511,14 @@ def test_a_checkpoint_of_other_things_is_refused(tmp_path, build):
         ({"height": 51}, {}, "height: 51, but the core is given frames of 14x12"),
         ({"width": 9} | COMPONENTS["adapter"] | part("adapter", "adapter", grid_size=8), {}, "frames of 8x8"),
         (part("modulator", "concat"), {"behavior_dim": 0}, "concat needs behaviour, and there is none"),
+        (part("shifter", "mlp"), {"behavior_dim": 0}, "shifter mlp needs behaviour, and there is none"),
+        (
+            part("shifter", "mlp") | part("readout", "linear"),
+            {},
+            "linear has no positions .* gaussian, gaussianei, point",
+        ),
+        (part("shifter", "mlp") | part("recurrent", "gru"), {}, "nowhere to move on maps of 1x1"),
+        (part("shifter", "mlp", source="gaez"), {"behavior_names": ("gaze",) * 2}, "'gaez' is exposed as behavior"),
         (part("modulator", "film"), {"behavior_dim": 3}, "3 behaviour variables where 2 are expected"),
         (part("modulator", "film", behavior_dim=7), {}, "2 behaviour variables where 7 are expected"),
         (part("modulator", "film", feature_dim=7), {}, "feature_dim: 7, but the convnet gives 1 channels"),
