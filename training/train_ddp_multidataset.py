@@ -13,10 +13,10 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
@@ -47,12 +47,14 @@ from training.pl_modules import NonFiniteLossError
 from training.schedulers import SCHEDULES
 from training.utils import (
     GradientSumStrategy,
+    OneLineParser,
     check_same_run,
     choose_devices,
     choose_precision,
     describe_environment,
     latest_run_folder,
     new_run_folder,
+    number_type,
     quiet_lightning,
     write_json,
     write_text,
@@ -65,8 +67,10 @@ logger = logging.getLogger("training")
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of the script, with their defaults."""
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    count, positive, not_negative = _number(int, 1), _number(float, 0, above=True), _number(float, 0)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    count, positive, not_negative = number_type(int, 1), number_type(float, 0, above=True), number_type(float, 0)
     add = parser.add_argument_group("data and model").add_argument
     add("--model_config", required=True, help="YAML of the model")
     add("--dataset_configs_path", required=True, help="parent YAML, or folder of session YAMLs")
@@ -78,7 +82,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     kinds = ("none", "session", "subject")
     add("--balance", default="none", choices=kinds, help="what is drawn equally often (%(default)s)")
     add("--enable_curriculum", action="store_true", help="high contrast first, annealed over the warm-up epochs")
-    add("--num_workers", type=_number(int, 0), default=1, help="background threads that gather clips (%(default)s)")
+    add("--num_workers", type=number_type(int, 0), default=1, help="background threads that gather clips (%(default)s)")
 
     add = parser.add_argument_group("optimisation").add_argument
     add("--batch_size", type=count, default=64, help="predicted bins of a process and step (%(default)s)")
@@ -101,7 +105,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--freeze_vision", action="store_true", help="do not train frontend and convnet; needs --pretrained_checkpoint")
     nan = "what a NaN or infinite loss does: end the run, or leave out the session's part of the batch (%(default)s)"
     add("--on_nan", default="stop", choices=("stop", "skip"), help=nan)
-    add("--seed", type=_number(int, 0), default=0, help="of weights, order of clips, dropout (%(default)s)")
+    add("--seed", type=number_type(int, 0), default=0, help="of weights, order of clips, dropout (%(default)s)")
 
     add = parser.add_argument_group("machine").add_argument
     add("--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="(%(default)s)")
@@ -123,7 +127,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--enable_logging", action="store_true", help="log figures of the model")
     add("--fast_log_interval", type=count, default=5, help="epochs between figures of kernels, readouts (%(default)s)")
     add("--slow_log_interval", type=count, default=10, help="epochs between figures of predictions (%(default)s)")
-    add("--log_dataset_idx", type=_number(int, 0), default=0, help="session shown in figures (%(default)s)")
+    add("--log_dataset_idx", type=number_type(int, 0), default=0, help="session shown in figures (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.freeze_vision and not arguments.pretrained_checkpoint:
         parser.error("--freeze_vision would freeze random weights; give --pretrained_checkpoint as well")
@@ -161,36 +165,28 @@ def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> 
     }  # fmt: skip
     folder, checkpoint = run_folder(arguments, name, model, record)
     trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=arguments.num_nodes,
+        accelerator=accelerator, devices=devices, num_nodes=arguments.num_nodes,
         strategy=GradientSumStrategy() if n_processes > 1 else "auto",
-        precision=choose_precision(arguments.precision, accelerator),
-        max_epochs=arguments.max_epochs,
+        precision=choose_precision(arguments.precision, accelerator), max_epochs=arguments.max_epochs,
         gradient_clip_val=arguments.gradient_clip_val or None,
         accumulate_grad_batches=arguments.accumulate_grad_batches,
         callbacks=[*make_callbacks(arguments, folder), *([signals] if signals else [])],
-        logger=make_loggers(arguments, folder, name),
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        log_every_n_steps=min(50, arguments.steps_per_epoch),
-        default_root_dir=folder,
-    )
+        logger=make_loggers(arguments, folder, name), log_every_n_steps=min(50, arguments.steps_per_epoch),
+        num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
     write_record(folder, record, model, data)
     began = time.monotonic()
     try:
         trainer.fit(model, data, ckpt_path=checkpoint)
+        if trainer.is_global_zero:
+            finish(trainer, data, folder, record | {"wall_s": record["wall_s"] + time.monotonic() - began})
     except BaseException as error:
         if trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGTERM)
         last = folder / "checkpoints" / "last.ckpt"
         error.add_note(f"{last} is whole: --resume auto goes on from it" if last.exists() else "nothing was saved yet")
         raise
-    if trainer.is_global_zero:
-        record |= {"wall_s": record["wall_s"] + time.monotonic() - began}
-        finish(trainer, data, folder, record)
     return folder
 
 
@@ -205,19 +201,12 @@ def make_data(arguments: argparse.Namespace) -> MultiDatasetDM:
         logger.info("simulating the demo sessions %s in %s", ", ".join(c.session for c in absent), folder)
         make_demo_sessions(folder, [config.session for config in absent])
     data = MultiDatasetDM(
-        configs,
-        batch_size=arguments.batch_size,
-        clip_len=arguments.clip_len,
-        steps_per_epoch=arguments.steps_per_epoch,
-        accumulate=arguments.accumulate_grad_batches,
-        seed=arguments.seed,
-        balance=arguments.balance,
+        configs, batch_size=arguments.batch_size, clip_len=arguments.clip_len, balance=arguments.balance,
+        steps_per_epoch=arguments.steps_per_epoch, accumulate=arguments.accumulate_grad_batches, seed=arguments.seed,
         curriculum_steps=arguments.warmup_epochs * arguments.steps_per_epoch if arguments.enable_curriculum else 0,
-        dtype=arguments.dset_dtype,
-        threads=arguments.num_workers,
-        limit_val=arguments.limit_val_batches,
+        dtype=arguments.dset_dtype, threads=arguments.num_workers, limit_val=arguments.limit_val_batches,
         progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
-    )
+    )  # fmt: skip
     data.setup()
     return data
 
@@ -267,7 +256,11 @@ def run_folder(
         checkpoint = latest_checkpoint(folder / "checkpoints")
     if checkpoint:
         old = json.loads((folder / "run.json").read_text()) if folder else record
-        check_same_run(checkpoint, SafeCheckpointIO().load_checkpoint(checkpoint), model.twin.describe(), old, record)
+        content = SafeCheckpointIO().load_checkpoint(checkpoint)
+        check_same_run(checkpoint, content, model.twin.describe(), old, record)
+        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if epochs > arguments.max_epochs:
+            raise ValueError(f"{checkpoint}: has trained {epochs} epochs, --max_epochs is less")
         record["wall_s"] = old["wall_s"]
         logger.info("going on from %s", checkpoint)
     elif arguments.resume:
@@ -310,38 +303,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             train(parse_arguments(argv), signals)
         except Interrupted as stop:
-            return _end(f"stopped by {stop.name}", stop, 128 + stop.signum)
+            text, end, code = f"stopped by {stop.name}", stop, 128 + stop.signum
         except NonFiniteLossError as error:
-            return _end(f"error: {error}", error, 1)
+            text, end, code = f"error: {error}", error, 1
         except (ValueError, OSError) as error:  # ConfigError, SessionError and their kin are ValueErrors
-            return _end(f"error: {error}", error, 2)
-    return 0
-
-
-def _end(text: str, error: BaseException, code: int) -> int:
-    """Say on process 0 what all of them know."""
-    if not rank_zero_only.rank:
-        print("; ".join([text, *getattr(error, "__notes__", [])]), file=sys.stderr)
+            text, end, code = f"error: {error}", error, 2
+        else:
+            return 0
+    if code == 2 or not rank_zero_only.rank:  # the others end all processes alike
+        print("; ".join([text, *getattr(end, "__notes__", [])]), file=sys.stderr)
     return code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, like every other error."""
-        self.exit(2, f"error: {message}; see --help\n")
-
-
-def _number(kind: type, least: float, above: bool = False) -> Callable[[str], float]:
-    """A number that is at least, or above, `least`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not (value > least if above else value >= least):
-            raise argparse.ArgumentTypeError(f"{text}: must be {'above' if above else 'at least'} {least}")
-        return value
-
-    parse.__name__ = "number" if kind is float else "whole number"
-    return parse
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the training script needs beside the model and the data: processes, precision, folders, records."""
 
+import argparse
 import json
 import logging
 import os
@@ -7,12 +8,12 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from torch import Tensor
 __all__ = [
     "GradientSumStrategy",
     "Late",
+    "OneLineParser",
     "all_gather",
     "all_reduce_sum",
     "check_same_run",
@@ -31,6 +33,7 @@ __all__ = [
     "first_difference",
     "latest_run_folder",
     "new_run_folder",
+    "number_type",
     "quiet_lightning",
     "reduce_gradients",
     "write_json",
@@ -107,6 +110,31 @@ def all_reduce_sum(values: Tensor) -> Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others of the script."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def number_type(kind: type, least: float, *, above: bool = False) -> Callable[[str], float]:
+    """A `type` for arguments: a number that is at least, or above, `least`.
+
+    >>> number_type(int, 1)("3")
+    3
+    """
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not (value > least if above else value >= least):
+            raise argparse.ArgumentTypeError(f"{text}: must be {'above' if above else 'at least'} {least}")
+        return value
+
+    parse.__name__ = "number" if kind is float else "whole number"
+    return parse
 
 
 def choose_devices(accelerator: str, num_gpus: int | None, gpu_ids: Sequence[int] | None) -> tuple[str, Any]:

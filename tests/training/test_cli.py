@@ -206,7 +206,8 @@ def test_a_flag_does_what_it_says(lab, built, plain, flags, holds):
         twin = built({}).model.twin
         torch.nn.init.constant_(next(twin.frontend.parameters()), 0.125)
         twin.save(lab / "t.st")
-        torch.save({"twin": script.json.dumps(twin.describe())}, lab / "last.ckpt")
+        loops = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
+        torch.save({"twin": script.json.dumps(twin.describe()), "loops": loops}, lab / "last.ckpt")
     flags = {name: value and value.replace("{lab}", str(lab)) for name, value in flags.items()}
     assert holds(built(flags))
     assert not holds(plain)
@@ -353,6 +354,7 @@ def test_resume_auto(lab, tmp_path, capsys):
             r"model.convnet.params.channels was \[3\]",
         ),
         ({"--max_datasets": "2"}, "sessions.bea_003 was"),
+        ({"--max_epochs": "1"}, "has trained 2 epochs, --max_epochs is less"),
         ({"--batch_size": "32"}, "global_batch_size was 64 and is 32"),
         ({"--learning_rate": "1"}, "--learning_rate was 0.0001 and is 1.0"),
     ):
