@@ -277,6 +277,7 @@ BAD = [
     ("image sizes", {}, bad(size=9), "9"),
     ("no valid bins", {}, bad(keys_lags={"stim": "0..40"}), "no valid bin"),
     ("empty split", {}, bad(train_val_split=0.999), "val split is empty"),
+    ("one trial", {}, bad(n_bins=29), "'bad_01'.*split is empty"),
     ("lags", {}, bad(keys_lags={"stim": "0..1"}), "lags"),
     ("session index", {"--log_dataset_idx": "7"}, None, "there are 2 sessions"),
     ("GPU", {"--gpu_ids": "0"}, None, "without a GPU"),
