@@ -21,7 +21,7 @@ from .data.prepare import prepare
 from .data.session import SPLITS, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
 from .data.tensorfile import TensorFileError
-from .models.twin import CheckpointError, SessionSpec, TwinModel, load_twin
+from .models.twin import CheckpointError, SessionSpec, TwinModel, check_run, load_twin
 
 __all__ = ["USER_ERRORS", "main"]
 
@@ -85,6 +85,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     datasets = load_dataset_configs(
         arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
     )
+    check_run(config, datasets)
     sessions = prepare(datasets, progress=_progress)
     print(inspect_text(TwinModel(config, [SessionSpec.from_prepared(session) for session in sessions]), sessions))
     return 0

@@ -28,7 +28,7 @@ from neurotwin.analysis.evaluate import evaluate
 from neurotwin.analysis.report import load_run, report_rows, text_table
 from neurotwin.config import load_dataset_configs, load_model_config
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
-from neurotwin.models.twin import load_twin
+from neurotwin.models.twin import check_run, load_twin
 from training import MultiDatasetDM, MultiDatasetModel
 from training.callbacks import (
     CurriculumCallback,
@@ -200,6 +200,7 @@ def make_data(arguments: argparse.Namespace) -> MultiDatasetDM:
         folder = Path(absent[0].path).parent
         logger.info("simulating the demo sessions %s in %s", ", ".join(c.session for c in absent), folder)
         make_demo_sessions(folder, [config.session for config in absent])
+    check_run(load_model_config(arguments.model_config), configs)
     data = MultiDatasetDM(
         configs, batch_size=arguments.batch_size, clip_len=arguments.clip_len, balance=arguments.balance,
         steps_per_epoch=arguments.steps_per_epoch, accumulate=arguments.accumulate_grad_batches, seed=arguments.seed,

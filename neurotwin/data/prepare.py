@@ -24,7 +24,7 @@ from .split import split_bins
 from .tensorfile import TensorFileError, load_arrays, save_arrays, verify_arrays
 from .transforms import apply_pipelines, behavior_names, exposed_shapes, fit_pipelines, pixel_scale, runs_of
 
-__all__ = ["Prepared", "outline_session", "prepare", "prepare_session"]
+__all__ = ["Prepared", "outline", "prepare", "prepare_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,17 +164,22 @@ def prepare(
         if progress is not None:
             progress(index, len(configs), config.session)
         sessions.append(prepare_session(config, cache_dir=cache_dir, dtype=dtype))
-    first = sessions[0]
-    for other in sessions[1:]:
-        if abs(other.bin_rate - first.bin_rate) > 1e-6 * first.bin_rate:
-            raise SessionError(
-                f"sessions {first.name!r} and {other.name!r} have {first.bin_rate:g} and {other.bin_rate:g} bins a "
-                "second; set `sampling` so that all have one rate"
-            )
-        if (other.n_lags, other.n_history) != (first.n_lags, first.n_history):
-            raise SessionError(
-                f"sessions {first.name!r} and {other.name!r} differ in keys_lags; give all the same lags"
-            )
+    _check_alike(sessions)
+    return sessions
+
+
+def outline(configs: Sequence[DatasetConfig]) -> list[Prepared]:
+    """The sessions of a run as they will be when prepared, but without bins: what headers and configs alone tell.
+
+    Takes no time and writes nothing, so that a run that cannot be is refused before its data are prepared.
+
+    Raises
+    ------
+    SessionError
+        If a session is missing or broken, a config asks for what it does not have, or the sessions disagree.
+    """
+    sessions = [_outline_session(config) for config in configs]
+    _check_alike(sessions)
     return sessions
 
 
@@ -232,16 +237,21 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     )  # fmt: skip
 
 
-def outline_session(config: DatasetConfig) -> Prepared:
-    """A session as it will be when prepared, but without bins: what its file's header and the config alone tell.
+def _check_alike(sessions: Sequence[Prepared]) -> None:
+    first = sessions[0]
+    for other in sessions[1:]:
+        if abs(other.bin_rate - first.bin_rate) > 1e-6 * first.bin_rate:
+            raise SessionError(
+                f"sessions {first.name!r} and {other.name!r} have {first.bin_rate:g} and {other.bin_rate:g} bins a "
+                "second; set `sampling` so that all have one rate"
+            )
+        if (other.n_lags, other.n_history) != (first.n_lags, first.n_history):
+            raise SessionError(
+                f"sessions {first.name!r} and {other.name!r} differ in keys_lags; give all the same lags"
+            )
 
-    Takes no time and writes nothing, so that a run that cannot be is refused before it prepares its data.
 
-    Raises
-    ------
-    SessionError
-        If the session is missing or broken, or the config asks for what it does not have.
-    """
+def _outline_session(config: DatasetConfig) -> Prepared:
     session = Session.load(config.path or f"{config.session}.safetensors")
     columns, scale = _unit_columns(session, config), pixel_scale(config)
     _types(session, config)

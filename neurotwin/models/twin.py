@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..batch import Batch
 from ..config import PARAMS, BaselineConfig, ConfigError, DatasetConfig, ModelConfig, Params, Part, nearest
-from ..data.prepare import Prepared
+from ..data.prepare import Prepared, outline
 from ..data.transforms import apply_pipelines, pixel_scale
 from .convnet import ConvNet, DenseNet, ResNet
 from .frontend import Adapter, ConvFrontend, DynamicalAdaptation, LearnableTemporal, TemporalBasis
@@ -38,7 +38,7 @@ from .readout import (
 from .recurrent import ConvGRU, ConvLSTM, PooledGRU, PooledLSTM
 from .shifter import Shifter
 
-__all__ = ["MODULES", "CheckpointError", "SessionSpec", "TwinModel", "load_twin", "register"]
+__all__ = ["MODULES", "CheckpointError", "SessionSpec", "TwinModel", "check_run", "load_twin", "register"]
 
 MODULES: dict[str, dict[str, type[nn.Module]]] = {
     "adapter": {"none": Identity, "adapter": Adapter},
@@ -560,6 +560,19 @@ class TwinModel(nn.Module):
             seen = None if variables is None else variables[:, first:stop]
             features, state, _ = self.core(self._frames(batch, stop - first), seen, state)
             yield start, stop, features[:, :, start - stop :], seen
+
+
+def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
+    """Refuse a run that cannot be, before its data are prepared: only the headers of the session files are read.
+
+    Raises
+    ------
+    ConfigError
+        If model and sessions do not fit together.
+    SessionError
+        If a session is missing, or a config asks for what it does not have.
+    """
+    TwinModel(config, [SessionSpec.from_prepared(session) for session in outline(datasets)])
 
 
 def load_twin(path: str | Path) -> TwinModel:

@@ -1,0 +1,166 @@
+"""What cannot be is refused at load, by both commands, with one line and before any data are prepared."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from neurotwin import cli
+from neurotwin.config import DatasetConfig, ModelConfig, load_dataset_configs
+from neurotwin.data.prepare import outline, prepare
+from neurotwin.data.session import Session
+from neurotwin.models.twin import SessionSpec, check_run
+from training import train_ddp_multidataset as script
+
+STIM = {"source": "stim", "ops": [{"pixelnorm": {}}]}
+PUPIL = {"source": "pupil", "ops": [{"maxnorm": {}}], "expose_as": "behavior"}
+GAZE = {"source": "eyepos", "ops": [{"mul": {"factor": 0.5}}, "splitrelu"], "expose_as": "behavior"}
+
+
+def conv(**conv_params) -> dict:
+    return {"type": "vanilla", "params": {"channels": [4], "block_configs": [{"conv_params": conv_params}]}}
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The commands set up logging, to a stream that ends with the test."""
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A session in a folder, and what writes the two YAMLs."""
+    rng = np.random.default_rng(0)
+    Session(
+        name="ada_1", stimulus=rng.integers(0, 256, (400, 12, 12)).astype(np.uint8), bin_rate=60.0,
+        spikes=rng.poisson(0.5, (400, 3)).astype(np.uint8), trial=np.repeat(np.arange(20), 20),
+        behavior={"pupil": rng.random(400) + 1, "eyepos": rng.normal(size=(400, 2))},
+        unit_positions=rng.random((3, 2)),
+    ).save(tmp_path / "data" / "ada_1.safetensors")  # fmt: skip
+    Session(
+        name="bea_1", stimulus=np.zeros((40, 12, 12), np.uint8), spikes=np.zeros((40, 0), np.uint8), bin_rate=60.0
+    ).save(tmp_path / "data" / "bea_1.safetensors")
+
+    def write(model: dict, dataset: dict, session: str = "ada_1") -> list[str]:
+        (tmp_path / "model.yaml").write_text(yaml.safe_dump(model))
+        base = {"data_dir": "data", "session": session, "keys_lags": {"stim": "0..5"}, "transforms": {"stim": STIM}}
+        (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(base | dataset))
+        return ["--model_config", f"{tmp_path}/model.yaml", "--dataset_configs_path", f"{tmp_path}/dataset.yaml"]
+
+    return write
+
+
+CASES = {
+    "a modulator without behaviour": ({"modulator": {"type": "film"}}, {}, "film needs behaviour, and there is none"),
+    "a shifter without behaviour": ({"shifter": {"type": "mlp"}}, {}, "shifter mlp needs behaviour, and there is none"),
+    "a shifter of what is not there": (
+        {"shifter": {"type": "mlp", "params": {"source": "gaez"}}},
+        {"transforms": {"stim": STIM, "gaze": GAZE}},
+        "did you mean 'gaze'",
+    ),
+    "a session without units": ({}, {"session": "bea_1"}, "bea_1: no unit to predict"),
+    "a unit that is not there": ({}, {"cids": [0, 7]}, "cids [7] are not among its 3 units"),
+    "a lag that the filter does not cover": (
+        {},
+        {"datafilters": {"dfs": {"ops": [{"valid_nlags": {"n_lags": 4}}]}}},
+        "valid_nlags covers 4 lags, keys_lags reads 5",
+    ),
+    "a core that sees more than the lags": (
+        {"frontend": {"type": "learnable_temporal", "params": {"kernel_size": 9}}},
+        {},
+        "sees 9 frames, and keys_lags gives it 6",
+    ),
+    "a stride that leaves no pixels": (
+        {"convnet": conv(kernel_size=[1, 13, 13], stride=[1, 2, 2])},
+        {},
+        "leaves no pixels",
+    ),
+    "two outputs under one name": (
+        {},
+        {"transforms": {"stim": STIM, "pupil": PUPIL, "gaze": GAZE}},
+        "set concatenate: true in each",
+    ),
+    "a signal that is not there": ({}, {"transforms": {"p": PUPIL | {"source": "pupill"}}}, "did you mean 'pupil'"),
+    "a type that is not there": ({}, {"types": ["movei"]}, "did you mean 'movie'"),
+    "a rate that the recording does not have": (
+        {},
+        {"sampling": {"source_rate": 240, "target_rate": 60}},
+        "the recording has 60 Hz",
+    ),
+    "no recording": ({}, {"session": "eve_1"}, "eve_1.safetensors: no such session file"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("command", ["inspect", "train"])
+def test_refused_with_one_line_before_anything_is_prepared(command, case, lab, tmp_path, capsys):
+    model, dataset, message = CASES[case]
+    arguments = lab(model, dataset)
+    if command == "inspect":
+        code = cli.main(["inspect", *arguments])
+    else:
+        code = script.main([*arguments, "--checkpoint_dir", f"{tmp_path}/runs", "--accelerator", "cpu"])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("neurotwin:", "error:"))]
+    assert code == 2 and message in line
+    assert not (tmp_path / "data" / "prepared").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        {},
+        {"transforms": {}},
+        {"cids": [2, 0], "subject": "bob"},
+        {
+            "keys_lags": {"stim": "0..3", "behavior": [0, 2], "history": [1, 2]},
+            "transforms": {
+                "stim": STIM,
+                "gaze": GAZE | {"concatenate": True},
+                "pupil": PUPIL | {"concatenate": True},
+            },
+        },
+        {
+            "sampling": {"source_rate": 60, "target_rate": 30},
+            "transforms": {
+                "stim": STIM | {"ops": ["pixelnorm", {"unsqueeze": {"dim": 1}}, {"splitrelu": {"split_dim": 1}}]}
+            },
+        },
+        {
+            "transforms": {
+                "a": STIM | {"expose_as": "stim", "concatenate": True},
+                "b": {"source": "stim", "ops": ["diff"], "expose_as": "stim", "concatenate": True},
+            }
+        },
+    ],
+)  # fmt: skip
+def test_the_outline_of_a_session_is_what_its_preparation_gives(dataset, lab, tmp_path):
+    lab({}, dataset)
+    configs = load_dataset_configs(tmp_path / "dataset.yaml")
+    (outlined,) = outline(configs)
+    assert not (tmp_path / "data" / "prepared").exists()
+    (prepared,) = prepare(configs)
+    told, true = (SessionSpec.from_prepared(session).to_json() for session in (outlined, prepared))
+    assert len(true["behavior_names"]) == true["behavior_dim"]
+    assert told | {"fitted": true["fitted"]} == true
+
+
+def test_checking_a_run_leaves_global_random_numbers_alone(lab, tmp_path):
+    lab({}, {})
+    before = torch.get_rng_state()
+    check_run(ModelConfig(), load_dataset_configs(tmp_path / "dataset.yaml"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_lags_that_differ_between_sessions_are_refused(lab, tmp_path):
+    path = str(tmp_path / "data" / "ada_1.safetensors")
+    configs = [
+        DatasetConfig(session=name, path=path, keys_lags={"stim": lags})
+        for name, lags in (("a", "0..3"), ("b", "0..4"))
+    ]
+    with pytest.raises(ValueError, match="'a' and 'b' differ in keys_lags"):
+        check_run(ModelConfig(), configs)
