@@ -31,6 +31,7 @@ __all__ = [
     "Kernel",
     "Maps",
     "Stage",
+    "channels_last",
     "fold_time",
     "inside",
     "linear",
@@ -179,6 +180,16 @@ class Block(Stage):
 # --------------------------------------------------------------------------------------------------------------------
 # Shapes
 # --------------------------------------------------------------------------------------------------------------------
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values, channels-last in memory; no copy where they are so already.
+
+    The strides of a single channel say nothing, and torch then takes the layout for channels-first and hands it on.
+    """
+    if x.shape[1] == 1:
+        x = x.squeeze(1)[..., None].permute(0, 4, 1, 2, 3)
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def fold_time(x: Tensor) -> Tensor:
@@ -330,7 +341,7 @@ class Conv(Kernel):
         self.pointwise = nn.Parameter(pointwise) if depthwise else None
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, bias, padding = self.kernel(), self.bias, self.padding
+        x, kernel, bias, padding = channels_last(x), self.kernel(), self.bias, self.padding
         if self.mode != "zeros" and max(padding):
             # Padding frame by frame keeps the batch channels-last.
             x = per_frame(F.pad, x, (padding[1], padding[1], padding[0], padding[0]), mode=self.mode)
@@ -339,7 +350,6 @@ class Conv(Kernel):
         if kernel.shape[2] == 1:
             y = per_frame(F.conv2d, x, kernel[:, :, 0], first_bias, self.stride, padding, self.spread, self.groups)
         else:
-            x = x.contiguous(memory_format=torch.channels_last_3d)
             kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
             spread = (self.dilation, *self.spread)
             y = F.conv3d(x, kernel, first_bias, (1, *self.stride), (0, *padding), spread, self.groups)

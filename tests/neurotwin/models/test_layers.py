@@ -54,6 +54,16 @@ def test_convolution_is_torchs(params, mode, maps, generator):
     assert conv.context == 9 - expected.shape[2]
 
 
+@pytest.mark.parametrize("taps", [1, 2])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_hand_on_channels_last(channels, taps, maps, generator):
+    """Else what follows copies, or pairs values and gradients that lie differently in memory: slow, not wrong."""
+    conv = Conv(ConvParams(kernel_size=[taps, 3, 3]), maps(channels), 4, bias=True, generator=generator)
+    for x in (rand(2, channels, 5, 9, 7), rand(2, 5, channels, 9, 7).transpose(1, 2)):
+        with torch.no_grad():  # in the precision of training: 3-D convolutions of doubles are other code
+            assert conv.float()(x.float()).permute(0, 2, 3, 4, 1).is_contiguous()
+
+
 def test_a_temporal_stride_spreads_the_taps_of_what_follows(maps, generator):
     """Every output equals that of a strided, padded network run on the window that ends there."""
     blocks, inputs = [], maps(1)
