@@ -29,6 +29,11 @@ def test_config_reference_is_in_step() -> None:
     assert written == render(), "run python docs/make_config_reference.py"
 
 
+def test_the_page_of_shipped_models_is_in_step() -> None:
+    render = runpy.run_path(str(ROOT / "docs/make_model_family.py"))["render"]
+    assert (ROOT / "docs/model_family.md").read_text(encoding="utf-8") == render(), "run docs/make_model_family.py"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
