@@ -34,6 +34,15 @@ def test_the_page_of_shipped_models_is_in_step() -> None:
     assert (ROOT / "docs/model_family.md").read_text(encoding="utf-8") == render(), "run docs/make_model_family.py"
 
 
+def test_figures_of_frontends_are_drawn_and_small() -> None:
+    figures = runpy.run_path(str(ROOT / "docs/make_frontend_figures.py"))["FIGURES"]
+    files = {path.stem: path for path in (ROOT / "docs/images").glob("frontend_*.png")}
+    assert set(files) == set(figures)
+    assert max(path.stat().st_size for path in files.values()) < 200_000
+    for draw in figures.values():
+        assert all(axes.has_data() for axes in draw().axes)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
