@@ -392,12 +392,18 @@ def _dacones(array: np.ndarray, params: Any, context: _Context) -> np.ndarray:
         padded = np.concatenate([np.repeat(part[:1], params.filter_length - 1, axis=0), part])
         y = signal.lfilter(fast, 1.0, padded, axis=0)[params.filter_length - 1 :]
         z = signal.lfilter(slow, 1.0, padded, axis=0)[params.filter_length - 1 :]
-        return (params.alpha * y / (1 + params.beta * z)).astype(np.float32)
+        # Light is not negative; where a stimulus around 0 is, the floor stands in, as in the frontend.
+        return (params.alpha * y / np.maximum(1 + params.beta * z, 0.1)).astype(np.float32)
 
     return context.per_run(adapted, _float(array))
 
 
 def _fftwhitening(array: np.ndarray, params: Any, context: _Context) -> np.ndarray:
+    if array.ndim not in (3, 4):
+        raise ValueError(
+            f"transforms.{context.key.split('.')[0]}: fftwhitening is for frames (T, H, W) or (T, C, H, W)"
+        )
+
     def whitened(part: np.ndarray) -> np.ndarray:
         axes = (0, part.ndim - 2, part.ndim - 1)
         grids = np.meshgrid(*[np.fft.fftfreq(part.shape[axis]) for axis in axes], indexing="ij", sparse=True)
