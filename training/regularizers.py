@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neurotwin.config import ConfigError, RegularizerConfig, ScheduleConfig
+from neurotwin.models.twin import SESSION_PARTS
 
 __all__ = [
     "PENALTIES",
@@ -269,7 +270,7 @@ def _holds(config: RegularizerConfig, epoch: float) -> bool:
 
 def _session_of(name: str) -> int | None:
     """Index of the session that a parameter belongs to; None for shared ones."""
-    match = re.search(r"(?:^|\.)(?:adapters|readouts|shifters|history_encoders|baselines)\.(\d+)(?:\.|$)", name)
+    match = re.search(rf"(?:^|\.)(?:{'|'.join(SESSION_PARTS)})\.(\d+)(?:\.|$)", name)
     return int(match[1]) if match else None
 
 

@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.analysis.report import load_run, report_rows, text_table
 from neurotwin.config import load_dataset_configs, load_model_config
+from neurotwin.data.session import SPLITS
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.models.twin import check_run, load_twin
 from training import MultiDatasetDM, MultiDatasetModel
@@ -283,12 +284,15 @@ def write_record(folder: Path, record: dict[str, Any], model: MultiDatasetModel,
 
 
 def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict[str, Any]) -> None:
-    """Evaluate the best checkpoint on the validation split, write and show the table."""
+    """Evaluate the best checkpoint on the validation split, write and show the table; without one, only the record."""
+    write_json(folder / "run.json", record | {"epochs": trainer.current_epoch, "steps": trainer.global_step})
+    if not any((prepared.split == SPLITS.index("val")).any() for prepared in data.sessions):
+        logger.info("%s: trained; no session has a validation part to evaluate", folder)
+        return
     best = folder / "checkpoints" / "best.ckpt"
     twin = load_twin(best if best.exists() else folder / "checkpoints" / "last.ckpt")
     table = evaluate(twin.to(trainer.strategy.root_device), data.sessions, "val")
     table.write(folder / "units.csv")
-    write_json(folder / "run.json", record | {"epochs": trainer.current_epoch, "steps": trainer.global_step})
     logger.info("%s\n%s", folder, text_table(report_rows([load_run(folder)])))
 
 

@@ -13,13 +13,12 @@ from ..batch import Batch
 from ..data.prepare import Prepared
 from ..data.session import SPLITS
 from ..models.layers import Block, Stage
-from ..models.twin import TwinModel
+from ..models.twin import SESSION_PARTS, TwinModel
 from .report import text_table
 
 __all__ = ["Anatomy", "inspect_model", "inspect_text", "session_rows"]
 
 _SHARED = ("frontend", "convnet", "modulator", "recurrent")
-_PER_SESSION = ("adapters", "readouts", "shifters", "history_encoders", "baselines")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def inspect_model(twin: TwinModel) -> Anatomy:
             counts.append(counter.get_total_flops())
         return Anatomy(
             layers=layers,
-            parameters={part: _count(getattr(twin, part)) for part in (*_SHARED, *_PER_SESSION)},
+            parameters={part: _count(getattr(twin, part)) for part in (*_SHARED, *SESSION_PARTS)},
             receptive_field=(twin.receptive_field, *_spatial_extent(twin)),
             # The difference, so that the frames before the first predicted bin do not count.
             operations=(counts[1] - counts[0]) // 8,

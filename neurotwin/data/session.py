@@ -139,7 +139,7 @@ class Session:
 
     @classmethod
     def load(cls, path: str | Path) -> "Session":
-        """Open a session file; its arrays are memory-mapped, so this takes milliseconds at any size.
+        """Open a session file; its arrays are memory-mapped, and only the small ones are read to check them.
 
         Raises
         ------

@@ -38,7 +38,16 @@ from .readout import (
 from .recurrent import ConvGRU, ConvLSTM, PooledGRU, PooledLSTM
 from .shifter import Shifter
 
-__all__ = ["MODULES", "CheckpointError", "SessionSpec", "TwinModel", "check_run", "load_twin", "register"]
+__all__ = [
+    "MODULES",
+    "SESSION_PARTS",
+    "CheckpointError",
+    "SessionSpec",
+    "TwinModel",
+    "check_run",
+    "load_twin",
+    "register",
+]
 
 MODULES: dict[str, dict[str, type[nn.Module]]] = {
     "adapter": {"none": Identity, "adapter": Adapter},
@@ -59,6 +68,9 @@ MODULES: dict[str, dict[str, type[nn.Module]]] = {
     "history_encoder": {"mlp": SpikeHistory},
 }  # fmt: skip
 """The module of every component, by part and type; `neurotwin.config.PARAMS` holds their parameters."""
+
+SESSION_PARTS = ("adapters", "readouts", "shifters", "history_encoders", "baselines")
+"""Attributes of a model that hold one entry a session; all other parameters are the shared core."""
 
 _FORMAT = "neurotwin-twin-1"
 

@@ -137,7 +137,7 @@ def test_impossible_models_are_refused(tmp_path, text, message):
     [
         ({"keys_lags": {"stim": [0, 2]}}, "without a gap"),
         ({"keys_lags": {"robs": 1}}, "its own bin"),
-        ({"keys_lags": {"stim": "0..40"}, "datafilters": {"d": {"ops": [{"valid_nlags": {"n_lags": 32}}], "expose_as": "dfs"}}},
+        ({"keys_lags": {"stim": "0..40"}, "datafilters": {"d": {"ops": [{"valid_nlags": {"n_lags": 32}}]}}},
          "covers 32 lags, keys_lags reads 40"),
         ({"sampling": {"source_rate": 240, "target_rate": 100}}, "whole multiple"),
         ({"train_val_split": 0.9, "test_split": 0.2}, "exceed 1"),
@@ -207,10 +207,10 @@ def test_where_data_are_looked_for(tmp_path, monkeypatch):
 
 def test_wrong_paths_name_what_is_there(tmp_path):
     (tmp_path / "model.yaml").write_text("{}")
-    with pytest.raises(ConfigError, match="did you mean 'model.yaml'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'model\.yaml'"):
         load_model_config(tmp_path / "modle.yaml")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no .yaml file"):
+    with pytest.raises(ConfigError, match=r"holds no \.yaml file"):
         load_dataset_configs(tmp_path / "empty")
 
 

@@ -174,9 +174,15 @@ class MultiDatasetDM(pl.LightningDataModule):
 
     Examples
     --------
-    >>> dm = MultiDatasetDM("configs/datasets", batch_size=256, steps_per_epoch=100)  # doctest: +SKIP
-    >>> dm.setup()                                                                   # doctest: +SKIP
-    >>> [session.name for session in dm.sessions]                                    # doctest: +SKIP
+    >>> import tempfile
+    >>> from neurotwin.data.simulate import simulate_session
+    >>> session = simulate_session("ada_demo1", n_trials={"backimage": 5, "gaborium": 0, "fixrsvp": 0})
+    >>> path = session.save(Path(tempfile.mkdtemp()) / "ada_demo1.safetensors")
+    >>> dm = MultiDatasetDM([DatasetConfig(session="ada_demo1", path=str(path))], batch_size=256, clip_len=64)
+    >>> dm.specs[0].name, len(dm.specs[0].unit_ids), dm.table.length
+    ('ada_demo1', 24, 64)
+    >>> dm.sessions[0].n_bins, int(dm.table.count.sum()) > 0  # 240 bins a second, five trials of 600
+    (3000, True)
     """
 
     def __init__(

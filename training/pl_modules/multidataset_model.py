@@ -17,7 +17,7 @@ from torch import Tensor
 from neurotwin.batch import Batch
 from neurotwin.config import ConfigError, ModelConfig, load_model_config
 from neurotwin.metrics.poisson import PoissonSums, poisson_nll, summarize
-from neurotwin.models.twin import SessionSpec, TwinModel, load_twin
+from neurotwin.models.twin import SESSION_PARTS, SessionSpec, TwinModel, load_twin
 
 from ..regularizers import Regularizers
 from ..schedulers import make_scheduler
@@ -28,7 +28,6 @@ __all__ = ["MultiDatasetModel", "NonFiniteLossError"]
 
 logger = logging.getLogger(__name__)
 
-_SESSION_PARTS = ("adapters", "readouts", "shifters", "history_encoders", "baselines")
 _VISION_PARTS = ("frontend", "convnet")
 
 
@@ -90,6 +89,17 @@ class MultiDatasetModel(pl.LightningModule):
     ------
     ConfigError
         If the model does not fit the sessions, a regularizer matches no parameter, or the checkpoint does not fit.
+
+    Examples
+    --------
+    >>> spec = SessionSpec(
+    ...     name="ada_0501", subject="ada", unit_ids=(3, 8), frame_shape=(1, 12, 12), bin_rate=60.0, n_lags=8
+    ... )
+    >>> model = MultiDatasetModel(
+    ...     ModelConfig(frontend={"type": "learnable_temporal", "params": {"kernel_size": 4}}), [spec]
+    ... )
+    >>> model.twin.context
+    3
     """
 
     def __init__(
@@ -238,7 +248,7 @@ class MultiDatasetModel(pl.LightningModule):
         groups: dict[tuple[str, bool], list[Tensor]] = {}
         for name, parameter in self.twin.named_parameters():
             if parameter.requires_grad:
-                part = "session" if name.startswith(_SESSION_PARTS) else "core"
+                part = "session" if name.startswith(SESSION_PARTS) else "core"
                 decays = _is_weight(name, parameter) and name not in self.regularizers.no_decay
                 groups.setdefault((part, decays), []).append(parameter)
         rates = {"session": self.learning_rate, "core": self.learning_rate * self.core_lr_scale}
@@ -364,7 +374,7 @@ class MultiDatasetModel(pl.LightningModule):
         return [
             parameter
             for name, parameter in self.twin.named_parameters()
-            if parameter.requires_grad and (not name.startswith(_SESSION_PARTS) or int(name.split(".")[1]) in sessions)
+            if parameter.requires_grad and (not name.startswith(SESSION_PARTS) or int(name.split(".")[1]) in sessions)
         ]
 
     def _load_pretrained(self, path: str | Path) -> None:
@@ -379,7 +389,7 @@ class MultiDatasetModel(pl.LightningModule):
         loaded: dict[str, Tensor] = {}
         for key, value in own.items():
             part, *rest = key.split(".")
-            if part in _SESSION_PARTS:
+            if part in SESSION_PARTS:
                 if int(rest[0]) not in same:
                     continue
                 other = ".".join([part, str(same[int(rest[0])]), *rest[1:]])
@@ -395,8 +405,9 @@ class MultiDatasetModel(pl.LightningModule):
                 )
         self.twin.load_state_dict(loaded, strict=False)
         skipped = sorted({key.split(".")[0] for key in own if key not in loaded})
-        logger.info(
-            "%s: %d of %d arrays loaded; readouts of %d of %d sessions; as initialised: %s",
+        level = logging.WARNING if {"modulator", "recurrent"} & set(skipped) else logging.INFO
+        logger.log(
+            level, "%s: %d of %d arrays loaded; readouts of %d of %d sessions; as initialised: %s",
             path, len(loaded), len(own), len(same), len(self.twin.sessions), ", ".join(skipped) or "nothing",
         )  # fmt: skip
 
