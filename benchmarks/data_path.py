@@ -1,0 +1,60 @@
+"""The data path: how much of a training step is not the model, and how fast frames are gathered."""
+
+import statistics
+import time
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from neurotwin.data.clips import clip_table
+from neurotwin.data.prepare import prepare
+from training.pl_modules.multidataset_dm import ordered_map
+
+from .common import Result, Target, Trainee, cases, draw_batches, fit, interleaved, main, write_sessions
+
+__all__ = ["TARGETS", "measure"]
+
+TARGETS = {
+    "a": Target("time of a step outside of the model, (a) two layers", 3, "%", at_most=True),
+    "b": Target("time of a step outside of the model, (b) resnet", 3, "%", at_most=True),
+    "frames": Target("frames gathered by two threads", 100_000, "frames/s"),
+}
+
+
+def measure(folder: Path, quick: bool) -> Result:
+    """Steps of a run, with loader and framework, against steps of the model alone on batches held in memory."""
+    rows, figures = [], {}
+    for key, case in cases(quick).items():
+        configs = write_sessions(folder, 3, bins=3600, size=case.size, lags=case.lags)
+        sessions = prepare(configs)
+        trainee, length = Trainee(case.model, sessions), case.lengths[-1]
+        shape = {"predictions": case.predictions, "length": length, "context": trainee.twin.context}
+        held = cycle([draw_batches(sessions, seed=seed, **shape) for seed in range(4)])
+        steps = 2 if quick else max(4, 2048 // case.predictions)
+        run, alone = [], []
+        for _ in range(1 if quick else 3):
+            run.append(
+                statistics.median(fit(configs, case.model, steps=steps, batch_size=case.predictions, clip_len=length))
+            )
+            alone.append(interleaved({0: lambda held=held, step=trainee.step: step(next(held))}, repeats=steps)[0])
+        whole, model = statistics.median(run), statistics.median(alone)
+        figures[key] = 100 * (1 - model / whole)
+        rows += [(f"{case.name}: step of a run", 1000 * whole), (f"{case.name}: the model alone", 1000 * model)]
+    rate = gathering(sessions, context=17, batches=4 if quick else 400)
+    rows.append(("frames gathered by two threads, thousands a second", rate / 1000))
+    return Result(("what", "ms"), rows, figures | {"frames": rate})
+
+
+def gathering(sessions: list, *, context: int, batches: int) -> float:
+    """Frames a second of two threads that gather batches of 8 clips of 32."""
+    table, rng = clip_table(sessions, "train", length=32), np.random.default_rng(0)
+    rows = [rng.choice(len(table), 8, replace=False) for _ in range(batches)]
+    began = time.perf_counter()
+    gathered = ordered_map(lambda index: table.batches(rows[index], context=context), range(batches), threads=2)
+    frames = sum(batch.stimulus.shape[0] * batch.stimulus.shape[2] for part in gathered for batch in part)
+    return frames / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main(measure, TARGETS, "data_path")

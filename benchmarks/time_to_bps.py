@@ -1,0 +1,117 @@
+"""Training time until a given validation BPS on demo sessions: clips, by length and batch, against the usual way."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from neurotwin.config import DatasetConfig, load_dataset_configs, load_model_config
+from neurotwin.data.clips import clip_table, stream
+from neurotwin.data.prepare import Prepared, prepare
+from neurotwin.data.simulate import make_demo_sessions
+from neurotwin.metrics.poisson import PoissonSums, summarize
+
+from .common import ROOT, Result, Target, Trainee, cases, main, write_sessions
+
+__all__ = ["TARGETS", "measure"]
+
+TARGETS = {
+    "share": Target("time to a validation BPS with clips, as a share of that of the usual way", 0.2, at_most=True)
+}
+GOAL, LEARNING_RATE, LIMIT = 0.2, 1e-2, 60.0
+"""Bits per spike; for core and readouts alike; seconds that the first setting may take."""
+LENGTHS, BATCHES = (32, 8, 128), (256, 128, 512)
+"""Bins of a clip and predictions a step, the defaults of the training script first."""
+
+
+def measure(folder: Path, quick: bool) -> Result:
+    """Seconds of training until the goal. A setting is given up once it is 1.25 times slower than the best so far.
+
+    The usual way is given up at 5.5 times the best: its time is then more than that.
+    """
+    if quick:
+        case = cases(quick)["a"]
+        sessions, model = prepare(write_sessions(folder, 2, bins=3600, size=case.size, lags=case.lags)), case.model
+        goal, settings, batches = -np.inf, [(4, 16)], (16,)
+    else:
+        sessions, model = demo_sessions(folder), load_model_config(ROOT / "experiments/model_configs/resnet.yaml")
+        goal, settings, batches = GOAL, [(length, batch) for length in LENGTHS for batch in BATCHES], BATCHES[:2]
+    between = 64 if quick else 2560
+    rows, best, usual = [], None, np.inf
+    for length, batch in settings:
+        reached, seconds, bps, predictions = train_until(
+            goal, sessions, model, length, batch, limit=1.25 * best if best else LIMIT, between=between
+        )
+        best = min(best or seconds, seconds) if reached else best
+        rows.append((f"clips of {length}", batch, *_times(reached, seconds), predictions, bps))
+    for batch in batches:
+        reached, seconds, bps, predictions = train_until(
+            goal, sessions, model, 1, batch, limit=5.5 * (best or LIMIT), between=between, usual_way=True
+        )
+        usual = min(usual, seconds)
+        rows.append(("windows", batch, *_times(reached, seconds), predictions, bps))
+    notes = [f"goal: {GOAL} bits per spike at a learning rate of {LEARNING_RATE}; validation is not in the times"]
+    columns = ("way", "predictions a step", "seconds", "reached", "predictions", "last BPS")
+    return Result(columns, rows, {"share": best and best / usual}, notes)
+
+
+def demo_sessions(folder: Path) -> list[Prepared]:
+    """Two demo sessions, with the 33 lags of the other comparisons with the usual way."""
+    configs = load_dataset_configs(ROOT / "experiments/dataset_configs/backimage_120.yaml", data_dir=folder)[:2]
+    make_demo_sessions(folder, [config.session for config in configs])
+    lags = {"keys_lags": {"stim": list(range(33))}}
+    filters = {"datafilters": {"dfs": {"ops": [{"valid_nlags": {"n_lags": 33}}, {"missing_pct": {"threshold": 45}}]}}}
+    plain = (config.model_dump(mode="json", by_alias=True) for config in configs)
+    return prepare([DatasetConfig.model_validate(values | lags | filters) for values in plain])
+
+
+def _times(reached: bool, seconds: float) -> tuple[str, str]:
+    return (f"{seconds:.1f}", "yes") if reached else (f"> {seconds:.1f}", "no")
+
+
+def train_until(
+    goal: float, sessions: list[Prepared], model: object, length: int, batch: int, *, limit: float, between: int,
+    usual_way: bool = False,
+) -> tuple[bool, float, float, int]:  # fmt: skip
+    """Whether the goal was reached within the limit, seconds of training, the last BPS, and predictions made.
+
+    It is validated every `between` predictions.
+    """
+    trainee = Trainee(model, sessions, usual_way=usual_way, learning_rate=LEARNING_RATE)
+    table, rng = clip_table(sessions, "train", length=length), np.random.default_rng(0)
+    size, seconds, predictions, bps = max(1, batch // table.length), 0.0, 0, -np.inf
+    order = rng.permutation(len(table))
+    while seconds < limit:
+        for _ in range(max(1, between // batch)):
+            if len(order) < size:
+                order = rng.permutation(len(table))
+            began = time.perf_counter()
+            trainee.step(table.batches(order[:size], context=trainee.twin.context))
+            seconds += time.perf_counter() - began
+            order, predictions = order[size:], predictions + size * table.length
+            if seconds >= limit:
+                break
+        bps = validate(trainee, sessions)
+        if bps >= goal:
+            return True, seconds, bps, predictions
+    return False, seconds, bps, predictions
+
+
+@torch.no_grad()
+def validate(trainee: Trainee, sessions: list[Prepared]) -> float:
+    """Mean BPS over sessions of their means over units, on a quarter of the validation trials."""
+    trainee.twin.eval()
+    means = []
+    for index, prepared in enumerate(sessions):
+        sums = PoissonSums(prepared.n_units)
+        for batch in stream(prepared, "val", context=trainee.twin.context, limit=0.25):
+            batch.session = index
+            sums.update(trainee.twin([batch])[0], batch.spikes, batch.mask)
+        means.append(summarize(sums.compute()["bps"]).mean)
+    trainee.twin.train()
+    return float(np.mean(means))
+
+
+if __name__ == "__main__":
+    main(measure, TARGETS, "time_to_bps")

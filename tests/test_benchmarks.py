@@ -1,0 +1,140 @@
+"""The benchmarks run, in miniature: what they time is the same thing twice, and what they found can be read back."""
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from neurotwin.data.prepare import prepare
+
+ROOT = Path(__file__).parent.parent
+MEASURING = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "TARGETS =" in path.read_text())
+"""Every benchmark of a target."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def load() -> Callable[[str], ModuleType]:
+    """A module of the benchmarks; they are no installed package."""
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def no_new_processes(monkeypatch, load) -> None:
+    """Call in this process what a benchmark would call in one of its own, and two processes as one."""
+    common = load("common")
+    fit = common.fit
+
+    def here(function: str, *, threads: int | None = None, **arguments: object) -> object:
+        module, _, name = function.rpartition(":")
+        return json.loads(json.dumps(getattr(importlib.import_module(module), name)(**arguments)))
+
+    for name in ("start_up", "memory", "processes"):
+        monkeypatch.setattr(load(name), "in_fresh_process", here)
+        monkeypatch.setattr(load(name), "fit", lambda *args, processes=1, **options: fit(*args, **options))
+
+
+@pytest.mark.parametrize("name", MEASURING)
+@pytest.mark.usefixtures("no_new_processes")
+def test_each_runs_in_miniature(name: str, load, tmp_path: Path, capsys) -> None:
+    module, common = load(name), load("common")
+    common.run(name, module.measure, module.TARGETS, tmp_path / "work", quick=True, out=tmp_path / "out")
+    assert f"== {name}" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert written["info"]["quick"]
+    assert set(written["figures"]) == set(module.TARGETS)
+    if name == "gpu" and not torch.cuda.is_available():
+        assert written["figures"] == dict.fromkeys(module.TARGETS)
+    else:
+        assert written["rows"]
+        assert all(math.isfinite(value) for value in written["figures"].values())
+    assert all(len(row) == len(written["columns"]) for row in written["rows"])
+
+
+def test_the_suite_is_all_of_them(load) -> None:
+    assert sorted(load("__main__").SUITE) == MEASURING
+
+
+def test_windows_that_differ_from_clips_are_not_timed(load, tmp_path: Path) -> None:
+    common, speed = load("common"), load("training_speed")
+    case = common.cases(True)["a"]
+    sessions = prepare(common.write_sessions(tmp_path, 1, bins=1800, size=case.size, lags=case.lags))
+    clips, windows = common.Trainee(case.model, sessions), common.Trainee(case.model, sessions, usual_way=True)
+    speed.check_equal(clips, windows, sessions)
+    with torch.no_grad():
+        windows.twin.readouts[0].bias.add_(0.1)
+    with pytest.raises(AssertionError):
+        speed.check_equal(clips, windows, sessions)
+
+
+def test_operations_are_counted_as_by_hand() -> None:
+    """One 3x3x3 convolution, forward and for its weights, and one product: two operations a multiplication."""
+    counter = FlopCounterMode(display=False)
+    weight = torch.ones(5, 2, 3, 3, 3, requires_grad=True)
+    with counter:
+        torch.nn.functional.conv3d(torch.ones(1, 2, 6, 8, 7), weight).sum().backward()
+        torch.ones(4, 6) @ torch.ones(6, 10)
+    assert counter.get_total_flops() == 2 * (2 * 5 * 27 * 4 * 6 * 5 * 2) + 2 * 4 * 6 * 10
+
+
+def test_turns_are_taken(load) -> None:
+    calls = []
+    load("common").interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, repeats=2, warm_up=1)
+    assert "".join(calls) == "ababab"
+
+
+def test_memory_that_is_watched_and_mapped(load, tmp_path: Path) -> None:
+    common = load("common")
+    before = common.private_memory()
+    with common.watched_memory(interval=0.001) as highest:
+        array = bytearray(64 << 20)
+        array[::4096] = b"x" * len(array[::4096])
+        held = common.private_memory()
+        del array
+    assert held - before > 60
+    assert highest[0] - before > 60
+    assert common.private_memory() - before < 30
+
+
+def test_results_are_written_between_the_marks(load, tmp_path: Path) -> None:
+    suite, common = load("__main__"), load("common")
+    page = tmp_path / "page.md"
+    page.write_text("before\n" + suite.MARKS[0] + "old\n" + suite.MARKS[1] + "after\n")
+    for quick in (True, False):
+        result = common.Result(("run on", "ms a step"), [("3 sessions", 12.5)], {"cost": 1.25}, ["a note"])
+        result.info = {"quick": quick, **common.machine()}
+        (tmp_path / "many_sessions.json").write_text(json.dumps(vars(result)))
+        suite.write_docs(page, tmp_path)
+        text = page.read_text()
+        assert text.startswith("before\n" + suite.MARKS[0]) and text.endswith(suite.MARKS[1] + "after\n")
+        assert "old" not in text
+        assert ("| 3 sessions | 12.5 |" in text) != quick
+    assert "| cost of a step with 100 sessions against 3 | at most 1.1 x | 1.25 x | missed |" in text
+    assert text.count("not yet measured") == sum(len(load(name).TARGETS) for name in suite.SUITE) - 1
+
+
+def test_the_page_names_every_target(load) -> None:
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    for name in load("__main__").SUITE:
+        for target in load(name).TARGETS.values():
+            assert f"| {target.what} | {target.goal()} |" in page, "run python -m benchmarks --write-docs"
+
+
+@pytest.mark.slow
+def test_processes_of_their_own(load, tmp_path: Path) -> None:
+    result = load("processes").measure(tmp_path, True)
+    assert [row[0] for row in result.rows] == ["1 process", "2 processes"]
