@@ -2,12 +2,13 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import no_info_before_validator_function
 
-__all__ = ["ConfigError", "Names", "NonNegative", "Params", "PositiveInt", "Size", "Strict", "nearest"]
+__all__ = ["ConfigError", "Names", "NonNegative", "NullIsNone", "Params", "PositiveInt", "Size", "Strict", "nearest"]
 
 
 class ConfigError(ValueError):
@@ -21,7 +22,10 @@ def nearest(word: str, words: Sequence[str]) -> str:
 
 
 class Strict(BaseModel):
-    """A mapping whose unknown keys are refused with the nearest valid key."""
+    """A mapping whose unknown keys are refused with the nearest valid key.
+
+    A key that holds keys of its own may be left empty (null): it is then as if it were not there.
+    """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False)
 
@@ -36,7 +40,32 @@ class Strict(BaseModel):
                 raise PydanticCustomError(
                     "unknown_key", "unknown key '{key}'; {hint}", {"key": str(key), "hint": nearest(key, known)}
                 )
-        return data
+        sections = cls._sections()
+        return {key: value for key, value in data.items() if value is not None or key not in sections}
+
+    @classmethod
+    def _sections(cls) -> set[str]:
+        """Keys that hold keys of their own."""
+        return {
+            name
+            for name, field in cls.model_fields.items()
+            for kind in (field.annotation, *get_args(field.annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        reference = handler(core_schema)
+        cls.allow_empty(handler.resolve_ref_schema(reference))
+        return reference
+
+    @classmethod
+    def allow_empty(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        """Let the keys that hold keys be null in a JSON schema of this mapping."""
+        properties = schema.get("properties", {})
+        for name in cls._sections() & set(properties):
+            properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
+        return schema
 
 
 class Params(Strict):
@@ -57,3 +86,16 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_names, json_schema_input_type=str | list[str])]
 """One name, or a list of names."""
+
+
+class NullIsNone:
+    """Marks a type or name of which `none` is one: null means that."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        inner = handler(source)
+        return no_info_before_validator_function(lambda value: "none" if value is None else value, inner)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [handler(core_schema), {"type": "null"}]}

@@ -1,11 +1,11 @@
 """One convolution block: kernel, norm, activation, pool, and the order of its steps."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from torch.nn.modules import activation
 
-from .base import Params, PositiveInt, Size, nearest
+from .base import NullIsNone, Params, PositiveInt, Size, nearest
 
 __all__ = [
     "ACTIVATIONS",
@@ -74,16 +74,23 @@ class NormParams(Params):
     momentum: float = Field(0.1, gt=0, le=1, description="batch: weight of a new batch in the running statistics.")
 
 
+PoolType = Annotated[
+    Literal["none", "max", "avg", "adaptivemax", "adaptiveavg", "aablur", "se_pool", "locatt", "learned"], NullIsNone
+]
+
+
 class PoolParams(Params):
     """Pooling at the end of a block. The type decides which keys are read."""
 
-    type: Literal[
-        "none", "max", "avg", "adaptivemax", "adaptiveavg", "aablur", "se_pool", "locatt", "learned"
-    ] = Field("none", description="Kind of pooling.")  # fmt: skip
+    type: PoolType = Field("none", description="Kind of pooling.")
     kernel_size: Size | None = Field(None, description="max, avg, learned: window. Default: the stride.")
     stride: Size | None = Field(None, description="max, avg, aablur, se_pool, learned. Default: 2 in space, 1 in time.")
     padding: Size = Field((0, 0, 0), description="max, avg, learned.")
-    output_size: Size | None = Field(None, description="adaptivemax, adaptiveavg: [T, H, W]; time must be 1 or absent.")
+    output_size: Size | None = Field(
+        None,
+        description="adaptivemax, adaptiveavg: number of regions [1, H, W]; time is never pooled. In its place: "
+        "kernel_size alone, or kernel_size, stride and padding for as many regions as such a window gives.",
+    )
     r: PositiveInt = Field(4, description="se_pool: reduction of the squeeze.")
     use_soft: bool = Field(True, description="se_pool: weight pixels by their exponential (soft pool); else average.")
     use_blur: bool = Field(True, description="se_pool: blur before sampling.")
@@ -94,8 +101,8 @@ class PoolParams(Params):
         "none": set(),
         "max": {"kernel_size", "stride", "padding"},
         "avg": {"kernel_size", "stride", "padding"},
-        "adaptivemax": {"output_size", "kernel_size"},
-        "adaptiveavg": {"output_size", "kernel_size"},
+        "adaptivemax": {"output_size", "kernel_size", "stride", "padding"},
+        "adaptiveavg": {"output_size", "kernel_size", "stride", "padding"},
         "aablur": {"stride"},
         "se_pool": {"stride", "r", "use_soft", "use_blur"},
         "locatt": {"chan_window", "spatial_kernel"},
@@ -123,7 +130,7 @@ class ActParams(Params):
 
 
 STEPS = ("pad", "conv", "norm", "act", "dropout", "pool")
-NormType = Literal["none", "batch", "instance", "layer", "rms", "group", "grn"]
+NormType = Annotated[Literal["none", "batch", "instance", "layer", "rms", "group", "grn"], NullIsNone]
 
 
 class BlockConfig(Params):
@@ -134,7 +141,7 @@ class BlockConfig(Params):
         "none", description="Statistics are per frame (or running, for batch), never over the time axis of a clip."
     )
     norm_params: NormParams = Field(default_factory=NormParams, description="Parameters of the norm.")
-    act_type: str = Field(
+    act_type: Annotated[str, NullIsNone] = Field(
         "relu",
         description="none = identity, relu, leakyrelu, gelu, sigmoid, tanh, silu = swish, mish, softplus, bsoftplus, "
         "splitrelu, square, or a class of torch.nn.",

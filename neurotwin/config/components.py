@@ -4,12 +4,12 @@ A component (a readout, a frontend, ...) is configured by ``{type: NAME, params:
 :class:`Params` class, found through :data:`PARAMS`; `neurotwin.models` pairs it with the module that it configures.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from .base import Names, Params, PositiveInt, Strict, nearest
+from .base import Names, NullIsNone, Params, PositiveInt, Strict, nearest
 from .blocks import BlockConfig, KernelParams, check_activation
 
 __all__ = [
@@ -78,6 +78,10 @@ class LearnableTemporalParams(KernelParams):
     stride: PositiveInt = Field(1, description="Over time; realised as dilation further on.")
     dilation: PositiveInt = Field(1, description="Bins between the taps of a filter.")
     padding: Literal[0] = Field(0, description="Must be 0: the convolution is valid.")
+    padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = Field(
+        "zeros", description="Nothing is padded, whatever it says."
+    )
+    groups: PositiveInt | None = Field(None, description="Checked: channels do not mix, so there are as many groups.")
 
     @field_validator("causal")
     @classmethod
@@ -156,7 +160,7 @@ class ConvNetParams(Params):
     channels: tuple[PositiveInt, ...] = Field((32, 64), min_length=1, description="Output channels of each block.")
     stem_config: StemConfig | None = Field(None, description="A block before the first.")
     block_configs: tuple[BlockConfig, ...] | None = Field(None, description="One a channel. Default: 3x3x3, relu.")
-    final_activation: str = Field("none", description="Activation after the last block.")
+    final_activation: Annotated[str, NullIsNone] = Field("none", description="Activation after the last block.")
     checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
 
     @field_validator("final_activation")
@@ -197,7 +201,7 @@ class EncoderParams(Params):
     """A multi-layer perceptron over the behaviour of a bin."""
 
     dims: tuple[PositiveInt, ...] = Field((64, 64), description="Width of each layer.")
-    activation: str = Field("gelu", description="Activation between layers.")
+    activation: Annotated[str, NullIsNone] = Field("gelu", description="Activation between layers.")
     residual: bool = Field(True, description="Add the input of a layer to its output where the widths agree.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Probability that a feature is dropped in training.")
     use_layer_norm: bool = Field(False, description="Normalise each layer's output.")
@@ -321,7 +325,7 @@ class ShifterParams(Params):
 
     source: Names | None = Field(None, description="Transforms that hold the gaze, by name. Default: all behaviour.")
     hidden_dims: tuple[PositiveInt, ...] = Field((5, 5), description="Widths of the hidden layers; none: linear.")
-    act_type: str = Field("tanh", description="Activation between layers.")
+    act_type: Annotated[str, NullIsNone] = Field("tanh", description="Activation between layers.")
     max_shift: float = Field(1.0, gt=0, description="Bound of the shift along x and y; half a map is 1.")
 
     @field_validator("act_type")
@@ -335,11 +339,11 @@ class HistoryEncoderParams(Params):
 
     num_lags: PositiveInt = Field(16, description="Bins of history, the newest one bin ago.")
     hidden_dims: tuple[PositiveInt, ...] = Field((32,), description="Widths of the hidden layers; none: linear.")
-    act_type: str = Field("gelu", description="Activation between layers.")
+    act_type: Annotated[str, NullIsNone] = Field("gelu", description="Activation between layers.")
     spectral_norm: bool = Field(False, description="Bound every layer's gain by 1, so that sampling stays stable.")
     bias: bool = Field(False, description="Constants in the layers.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Probability that an input is dropped in training.")
-    output_activation: str = Field("none", description="Activation of the output.")
+    output_activation: Annotated[str, NullIsNone] = Field("none", description="Activation of the output.")
 
     @field_validator("act_type", "output_activation")
     @classmethod
@@ -426,11 +430,16 @@ class Part(Strict):
         reference = handler(core_schema)
         schema, default = handler.resolve_ref_schema(reference), cls.model_fields["type"].default
         null = {"type": "null"}
-        schema["properties"] = {"type": {"enum": list(PARAMS[cls.part]), "default": default}, "params": {}}
+        kinds = [*PARAMS[cls.part], *([None] if "none" in PARAMS[cls.part] else [])]
+        schema["properties"] = {"type": {"enum": kinds, "default": default}, "params": {}}
         schema["allOf"] = [
             {
                 "if": {"properties": {"type": {"const": name}}, "required": [] if name == default else ["type"]},
-                "then": {"properties": {"params": {"anyOf": [handler(kind.__pydantic_core_schema__), null]}}},
+                "then": {
+                    "properties": {
+                        "params": {"anyOf": [kind.allow_empty(handler(kind.__pydantic_core_schema__)), null]}
+                    }
+                },
             }
             for name, kind in PARAMS[cls.part].items()
         ]

@@ -1,10 +1,10 @@
 """The model file: the path from a frame to a rate, and what is asked of its parameters."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .base import NonNegative, PositiveInt, Strict
+from .base import Names, NonNegative, NullIsNone, PositiveInt, Strict
 from .components import Adapter, ConvNet, Frontend, HistoryEncoder, Modulator, Readout, Recurrent, Shifter
 
 __all__ = ["BaselineConfig", "ModelConfig", "RegularizerConfig", "ScheduleConfig"]
@@ -54,9 +54,7 @@ class RegularizerConfig(Strict):
         "proximal_l1", "proximal_clamp", "proximal_clamp_positive", "proximal_clamp_min",
     ] = Field(..., description="Kind of penalty, or of step after the optimizer's.")  # fmt: skip
     weight: NonNegative = Field(..., alias="lambda", description="Weight of the penalty; the bound of a clamp.")
-    apply_to: tuple[str, ...] = Field(
-        ..., min_length=1, description="Patterns: a parameter matches whose name contains every /-part."
-    )
+    apply_to: Names = Field(..., description="Patterns: a parameter matches whose name contains every /-part.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="How the weight changes.")
 
 
@@ -80,7 +78,7 @@ class ModelConfig(Strict):
     sampling_rate: float | None = Field(None, gt=0, description="Hz; checked against the data where given.")
     height: PositiveInt | None = Field(None, description="Pixels the core sees; checked where given.")
     width: PositiveInt | None = Field(None, description="Pixels the core sees; checked where given.")
-    output_activation: Literal["softplus", "relu", "exp", "none", "identity"] = Field(
+    output_activation: Annotated[Literal["softplus", "relu", "exp", "none", "identity"], NullIsNone] = Field(
         "softplus", description="From the readout to the rate. none = identity: the readout is the log of the rate."
     )
     baseline: BaselineConfig = Field(default_factory=BaselineConfig, description="A positive constant per unit.")

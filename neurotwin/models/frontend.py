@@ -104,6 +104,8 @@ class LearnableTemporal(Kernel, Stage):
 
     def __init__(self, params: LearnableTemporalParams, inputs: Maps, *, generator: torch.Generator):
         sources = inputs.channels * (2 if params.split_MP else 1)
+        if params.groups not in (None, sources):
+            raise ConfigError(f"groups: {params.groups}, but filters are of one channel each, and there are {sources}")
         filters = temporal_filters(params.init_type, params.num_channels, params.kernel_size, generator=generator)
         super().__init__(filters.repeat(sources, 1)[:, None, :, None, None], params)
         self.sources, self.step = sources, inputs.step * params.dilation

@@ -665,14 +665,22 @@ class AdaptivePool(nn.Module):
 
     def __init__(self, params: PoolParams, inputs: Maps, **_: object):
         super().__init__()
-        size = params.output_size or params.kernel_size
-        if size is None or size[0] != 1:
+        sizes = [params.output_size or params.kernel_size]
+        windowed = params.output_size is None and (params.stride is not None or max(params.padding) > 0)
+        if windowed:
+            stride = params.stride or (1, 2, 2)
+            sizes = [params.kernel_size or stride, stride]
+        if any(size is None or size[0] != 1 for size in sizes):
             raise ConfigError(
                 f"pool_params: {params.type} needs output_size: [1, H, W]; time is never pooled to a clip"
             )
-        self.size = size[1:]
+        height, width = sizes[0][1:]
+        self.outputs = replace(inputs, height=height, width=width)
+        if windowed:
+            kernel, stride = (size[1:] for size in sizes)
+            self.outputs = inputs.resized(kernel, stride, params.padding[1:], f"pool_params: {params.type}")
+        self.size = (self.outputs.height, self.outputs.width)
         self.function = {"adaptivemax": F.adaptive_max_pool2d, "adaptiveavg": F.adaptive_avg_pool2d}[params.type]
-        self.outputs = replace(inputs, height=size[1], width=size[2])
 
     def forward(self, x: Tensor) -> Tensor:
         return per_frame(self.function, x, self.size)

@@ -252,6 +252,8 @@ def test_schemas_accept_every_shipped_config(kind, pytestconfig):
         ("model", "regularization: [{name: a, type: l1, lambda: 1, apply_to: [x], schedule: {type: warmp}}]", False),
         ("model", "regularization: [{name: a, type: l1, lambda: 1, apply_to: [x], schedule: {kind: warmup}}]", True),
         ("model", "frontnd: {type: none}", False),
+        ("model", "{baseline: , modulator: , readout: {params: }, convnet: {type: null}}", True),
+        ("model", "frontend: {type: conv, params: {pool_params: , norm_params: , act_type: null}}", True),
         ("dataset", "keys_lags: {stim: [0..32], behavior: 0}", True),
         ("dataset", "keys_lags: {stm: 0}", False),
         ("dataset", "transforms: {stim: {source: stim, ops: [pixelnorm, {mul: {factor: 2}}, symlog: ]}}", True),
