@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
 from neurotwin.batch import Batch
-from neurotwin.config import load_dataset_configs, load_model_config
+from neurotwin.config import ModelConfig, TransformConfig, load_dataset_configs, load_model_config
 from neurotwin.data.clips import gather, usable_runs
 from neurotwin.data.prepare import Prepared, prepare
 from neurotwin.data.simulate import simulate_session
@@ -108,6 +109,29 @@ def test_a_clip_of_a_shipped_model_equals_its_windows(path, sessions):
             (rates,), state = twin.step([window], state)
             torch.testing.assert_close(rates[:, 0], whole[:, index])
         assert (state is not None) == twin.is_recurrent
+
+
+def test_a_shifter_learns_in_a_run_and_predicts_from_raw_gaze(sessions, data, tmp_path):
+    gaze = {"source": "eyepos", "ops": [{"mul": {"factor": 2.0}}], "expose_as": "behavior", "concatenate": True}
+    configs = [
+        session.config.model_copy(update={"transforms": session.config.transforms | {"gaze": TransformConfig(**gaze)}})
+        for session in sessions
+    ]
+    loader = MultiDatasetDM(configs, batch_size=4, clip_len=2, steps_per_epoch=1, balance="session")
+    loader.setup()
+    shifter = {"type": "mlp", "params": {"source": "gaze"}}
+    model = MultiDatasetModel(ModelConfig(shifter=shifter), loader.specs, learning_rate=1e-2)
+    twin = load_twin(take_a_step(model, loader, tmp_path))
+    shifts = {name: value for name, value in twin.named_parameters() if name.endswith("head.weight")}
+    assert list(shifts) == ["shifters.0.head.weight", "shifters.1.head.weight"]
+    assert all(value.any() for value in shifts.values()), "0 at the start, moved by the step"
+    rng = np.random.default_rng(0)
+    movie = rng.integers(0, 256, (30, 28, 28)).astype(np.uint8)
+    raw = {"eyepos": rng.normal(size=(30, 2)), "eyevel": np.zeros((30, 2)), "pupil": np.ones(30)}
+    rates = twin.predict(movie, raw, session="ada_demo1")
+    raw["eyepos"] = raw["eyepos"] + np.eye(30)[:, 20:21]
+    moved_bins = np.flatnonzero((twin.predict(movie, raw, session="ada_demo1") != rates).any(axis=1))
+    assert moved_bins.tolist() == [20], "the gaze of a bin shifts what is read out in it"
 
 
 @pytest.mark.parametrize("parent", PARENTS, ids=ids)

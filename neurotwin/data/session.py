@@ -148,9 +148,7 @@ class Session:
         """
         path = Path(path)
         if path.is_dir() or path.suffix in (".npz", ".nwb"):
-            raise SessionError(
-                f"{path}: of another format; run `neurotwin convert {path} FOLDER` and use what it writes"
-            )
+            raise SessionError(f"{path}: of another format; run `neurotwin convert {path} FOLDER`, use what it writes")
         try:
             arrays, metadata = load_arrays(path)
         except FileNotFoundError:
