@@ -14,9 +14,7 @@ from .analysis.evaluate import EvaluationError, evaluate
 from .analysis.inspect import inspect_text
 from .analysis.report import html_page, load_run, markdown_table, report_rows, summary_text, text_table
 from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config
-from .data.formats.arrays import read_arrays
-from .data.formats.nwb import read_nwb
-from .data.formats.sensorium import read_sensorium
+from .data.formats import read_session
 from .data.prepare import prepare
 from .data.session import SPLITS, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
@@ -59,17 +57,10 @@ def simulate(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Write a session file from data of another format."""
-    source = Path(arguments.source)
-    names = {"name": arguments.name, "subject": arguments.subject}
-    if not source.exists():
-        raise SessionError(f"{source}: no such file or folder")
-    match arguments.format or _guess_format(source):
-        case "nwb":
-            session = read_nwb(source, stimulus=arguments.stimulus, **names)
-        case "sensorium":
-            session = read_sensorium(source, bin_rate=arguments.bin_rate, **names)
-        case _:
-            session = read_arrays(source, bin_rate=arguments.bin_rate, **names)
+    session = read_session(
+        arguments.source, format=arguments.format or "", name=arguments.name, subject=arguments.subject,
+        bin_rate=arguments.bin_rate, stimulus=arguments.stimulus,
+    )  # fmt: skip
     target = Path(arguments.target)
     target = target if target.suffix == ".safetensors" else target / f"{session.name}.safetensors"
     if target.exists():
@@ -195,12 +186,6 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("schema", schema)
     sub.add_argument("folder", nargs="?", default="schemas", help="where they are written (%(default)s)")
     return parser
-
-
-def _guess_format(source: Path) -> str:
-    if source.suffix == ".nwb":
-        return "nwb"
-    return "sensorium" if (source / "meta").is_dir() and (source / "data").is_dir() else "arrays"
 
 
 def _progress(index: int, number: int, name: str) -> None:

@@ -92,7 +92,7 @@ CASES = {
         {"sampling": {"source_rate": 240, "target_rate": 60}},
         "the recording has 60 Hz",
     ),
-    "a folder of another format": ({}, {"path": "."}, "of another format; run `neurotwin convert"),
+    "a folder without a recording": ({}, {"session": "eve_1", "path": "."}, "has no array 'stimulus'"),
     "no recording": ({}, {"session": "eve_1"}, "eve_1.safetensors: no such session file"),
 }
 

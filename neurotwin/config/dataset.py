@@ -286,7 +286,7 @@ class DatasetConfig(Strict):
     subject: str = Field("", description="Subject. Default: the session file's own, else the name up to the first _.")
     lab: str = Field("", description="Free label.")
     eye: str = Field("", description="Free label.")
-    path: str | None = Field(None, description="Session data. Default: NAME.* in data_dir.")
+    path: str | None = Field(None, description="Session data, a file or a folder. Default: NAME.* in data_dir.")
     data_dir: str | None = Field(None, description="Folder of session data, relative to the YAML.")
     types: tuple[str, ...] | None = Field(None, description="Stimulus types to use, in order. Default: all.")
     cids: tuple[int, ...] | None = Field(None, description="Unit ids to fit, in this order. Default: all.")

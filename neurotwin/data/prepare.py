@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DatasetConfig, nearest
+from .formats import as_session_file
 from .masks import valid_counts
 from .session import SPLITS, Session, SessionError
 from .split import split_bins
@@ -171,7 +172,8 @@ def prepare(
 def outline(configs: Sequence[DatasetConfig]) -> list[Prepared]:
     """The sessions of a run as they will be when prepared, but without bins: what headers and configs alone tell.
 
-    Takes no time and writes nothing, so that a run that cannot be is refused before its data are prepared.
+    Takes no time and writes nothing, so that a run that cannot be is refused before its data are prepared; only data
+    of another format are converted first.
 
     Raises
     ------
@@ -189,7 +191,8 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     Parameters
     ----------
     config
-        The session's configuration; `config.path` is its data.
+        The session's configuration; `config.path` is its data, of another format too: they are then converted once,
+        beside the prepared arrays.
     cache_dir
         Where prepared arrays are kept. Default: ``NEUROTWIN_CACHE``, else the folder `prepared` beside the data.
     dtype
@@ -207,9 +210,8 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     Size and header of both files are checked at every start; their content is compared with their checksums when a
     file's size or time of change is not the one noted, in ``NAME.checked.json``, when that was last done.
     """
-    path = Path(config.path or f"{config.session}.safetensors")
+    path, folder = _session_file(config, cache_dir)
     session = Session.load(path)
-    folder = Path(cache_dir or os.environ.get("NEUROTWIN_CACHE") or path.parent / "prepared")
     key = _key(path, config, dtype)
     cached = folder / f"{config.session}-{key}.safetensors"
     try:
@@ -251,8 +253,16 @@ def _check_alike(sessions: Sequence[Prepared]) -> None:
             )
 
 
+def _session_file(config: DatasetConfig, cache_dir: str | Path | None = None) -> tuple[Path, Path]:
+    """The session's file, and the folder of its prepared arrays."""
+    path = Path(config.path or f"{config.session}.safetensors")
+    folder = Path(cache_dir or os.environ.get("NEUROTWIN_CACHE") or path.parent / "prepared")
+    rate = None if config.sampling is None else config.sampling.source_rate
+    return as_session_file(path, name=config.session, folder=folder, bin_rate=rate), folder
+
+
 def _outline_session(config: DatasetConfig) -> Prepared:
-    session = Session.load(config.path or f"{config.session}.safetensors")
+    session = Session.load(_session_file(config)[0])
     columns, scale = _unit_columns(session, config), pixel_scale(config)
     _types(session, config)
     signals = {**session.behavior, "robs": session.spikes, "unit_ids": session.unit_ids, "stim": session.stimulus}

@@ -147,8 +147,6 @@ class Session:
             If the file is missing, cut off or not a session.
         """
         path = Path(path)
-        if path.is_dir() or path.suffix in (".npz", ".nwb"):
-            raise SessionError(f"{path}: of another format; run `neurotwin convert {path} FOLDER`, use what it writes")
         try:
             arrays, metadata = load_arrays(path)
         except FileNotFoundError:

@@ -5,9 +5,11 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from neurotwin.config import DatasetConfig
 from neurotwin.data.formats.arrays import read_arrays
 from neurotwin.data.formats.nwb import read_nwb
 from neurotwin.data.formats.sensorium import read_sensorium
+from neurotwin.data.prepare import outline, prepare_session
 from neurotwin.data.session import Session, SessionError
 
 
@@ -168,3 +170,31 @@ def test_nwb(tmp_path, rng):
     assert session.valid.tolist() == ((edges[:-1] + 0.05) <= 3.6).tolist()
     with pytest.raises(SessionError, match="no movie 'mvie'; did you mean 'movie'"):
         read_nwb(tmp_path / "ada_5.nwb", stimulus="mvie")
+
+
+def test_a_config_may_name_data_of_another_format(tmp_path):
+    """An .npz file, a folder of .npy files, and a folder that holds the session file: converted once, all the same."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "stimulus": rng.integers(0, 256, (200, 6, 6), dtype=np.uint8),
+        "spikes": rng.poisson(0.5, (200, 2)),
+        "trial": np.arange(200) // 20,
+        "bin_rate": 60.0,
+    }
+    np.savez(tmp_path / "a_1.npz", **arrays)
+    (tmp_path / "folder").mkdir()
+    for key, value in arrays.items():
+        np.save(tmp_path / "folder" / f"{key}.npy", value)
+    read_arrays(tmp_path / "a_1.npz", name="a_1").save(tmp_path / "native" / "a_1.safetensors")
+    found = []
+    for path in ("a_1.npz", "folder", "native"):
+        config = DatasetConfig.model_validate({"session": "a_1", "path": str(tmp_path / path), "train_val_split": 0.5})
+        assert outline([config])[0].frame_shape == (1, 6, 6)
+        found.append(prepare_session(config, cache_dir=tmp_path / "cache"))
+        again = prepare_session(config, cache_dir=tmp_path / "cache")
+        np.testing.assert_array_equal(again.spikes, arrays["spikes"])
+    assert found[0].key == found[1].key == found[2].key
+    assert len(list((tmp_path / "cache").glob("*.session.safetensors"))) == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SessionError, match="empty"):
+        prepare_session(DatasetConfig.model_validate({"session": "b", "path": str(tmp_path / "empty")}))
