@@ -409,9 +409,9 @@ class TwinModel(nn.Module):
         if self.history_encoders:
             if spikes is None:
                 raise ValueError("this model sees spike history; give spikes, or draw them with sample()")
-            n_lags, dtype = self.history_encoders[index].n_lags, next(self.parameters()).dtype
+            n_lags, dtype = self.history_encoders[index].n_lags, self._like.dtype
             padded = np.concatenate([np.zeros((n_lags, rates.shape[1])), spikes])
-            history = torch.as_tensor(padded, dtype=dtype, device=next(self.parameters()).device)[None]
+            history = torch.as_tensor(padded, dtype=dtype, device=self._like.device)[None]
         with _evaluating(self):
             for start, stop, features, variables in self._stream(index, stimulus, behavior, chunk):
                 seen = None if history is None else history[:, start : stop + n_lags]
@@ -440,7 +440,7 @@ class TwinModel(nn.Module):
             (n_samples, T, U) counts and the rates that they were drawn from; NaN in the first `context` bins.
         """
         index = self.session_index(session)
-        parameter = next(self.parameters())
+        parameter = self._like
         generator = torch.Generator(parameter.device).manual_seed(0) if generator is None else generator
         n_units = len(self.sessions[index].unit_ids)
         encoder = self.history_encoders[index] if self.history_encoders else None
@@ -498,6 +498,11 @@ class TwinModel(nn.Module):
             temporary.unlink(missing_ok=True)
         return path
 
+    @property
+    def _like(self) -> Tensor:
+        """A parameter: the type and device of what the model computes with."""
+        return next(self.parameters())
+
     def _check(self, batch: Batch, length: int, warm_up: int) -> None:
         name = self.sessions[batch.session].name
         if batch.length != length:
@@ -514,7 +519,7 @@ class TwinModel(nn.Module):
 
     def _frames(self, batch: Batch, frames: int) -> Tensor:
         """The last frames of a batch, scaled and adapted: (B, C, T, H, W)."""
-        dtype = next(self.parameters()).dtype
+        dtype = self._like.dtype
         x = batch.stimulus[:, :, -frames:]
         if self.config.initial_input_channels == 0:
             return torch.zeros(len(x), 0, frames, 1, 1, dtype=dtype, device=x.device)
@@ -536,10 +541,10 @@ class TwinModel(nn.Module):
         if not self.shifters:
             return self.readouts[index](x)
         gaze = behavior[:, behavior.shape[1] - x.shape[2] :]
-        return self.readouts[index](x, self.shifters[index](gaze.to(next(self.parameters()).dtype)))
+        return self.readouts[index](x, self.shifters[index](gaze.to(self._like.dtype)))
 
     def _rate(self, index: int, drive: Tensor) -> Tensor:
-        rate = _ACTIVATION[self.config.output_activation](drive.to(next(self.parameters()).dtype))
+        rate = _ACTIVATION[self.config.output_activation](drive.to(self._like.dtype))
         return rate + self._baseline(index) if self.config.baseline.enabled else rate
 
     def _baseline(self, index: int) -> Tensor:
@@ -549,7 +554,7 @@ class TwinModel(nn.Module):
         self, index: int, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None, chunk: int
     ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
         """First bin, one past the last, features (1, C, L, H, W) and behaviour, chunk by chunk."""
-        spec, device = self.sessions[index], next(self.parameters()).device
+        spec, device = self.sessions[index], self._like.device
         signals = {"stim": stimulus, **(behavior or {})}
         for name, signal in signals.items():
             if len(signal) != len(stimulus):
@@ -562,7 +567,7 @@ class TwinModel(nn.Module):
         variables = None
         if self.takes_behavior:
             variables = apply_pipelines(spec.config, signals, fitted=spec.fitted, outputs=("behavior",))["behavior"]
-            variables = torch.as_tensor(variables)[None].to(device, next(self.parameters()).dtype)
+            variables = torch.as_tensor(variables)[None].to(device, self._like.dtype)
         state = None
         for start in range(self.context, len(frames), chunk):
             stop = min(start + chunk, len(frames))
