@@ -427,8 +427,8 @@ class GlobalResponseNorm(nn.Module):
         energy = (x.square().sum(dim=(3, 4), keepdim=True) + self.eps).sqrt()
         share = energy / energy.mean(dim=1, keepdim=True)
         if self.weight is None:
-            return x + x * share
-        return x + x * share * _per_channel(self.weight, x) + _per_channel(self.bias, x)
+            return x * (1 + share)
+        return x * (1 + share * _per_channel(self.weight, x)) + _per_channel(self.bias, x)
 
 
 class BatchNorm(nn.Module):
@@ -454,46 +454,60 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, variance = self._statistics(x) if self.training else (self.running_mean, self.running_var)
-        scale = (variance + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        return (x * _per_channel(scale, x) + _per_channel(shift, x)).to(x.dtype)
+        return per_frame(self._normalise, x)
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        values = x.to(self.running_mean.dtype)
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        count = torch.full((), x.numel() / x.shape[1], dtype=torch.float64, device=x.device)
-        if is_available() and is_initialized():
-            all_reduce(count)
-        count = count.to(values.dtype)
-        # Twice through the values: the difference of two large sums would lose the digits that matter.
-        mean = _over_processes(values.sum(axes)) / count
-        variance = _over_processes((values - _per_channel(mean, x)).square().sum(axes)) / count
+    def _normalise(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        y, mean, variance, count = _NormOverProcesses.apply(x, self.weight, self.bias, self.eps)
         if not self.frozen:
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
-        return mean, variance
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
+        return y
+
+
+class _NormOverProcesses(torch.autograd.Function):
+    """Images (N, C, H, W) normalised by the mean and variance over N, H and W on all processes.
+
+    Returns them too, with the number of values of a channel. With x̂ the normalised values and γ the weight, the
+    gradient is γ (g − mean g − x̂ mean(g x̂)) / sqrt(variance + ε), the means over all processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+        local_mean, local_variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        number = torch.full_like(local_mean, x.numel() / x.shape[1])
+        total, count = _over_processes(torch.stack([number * local_mean, number]))
+        mean = total / count
+        variance = _over_processes(number * (local_variance + (local_mean - mean).square())) / count
+        y = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, count = ctx.saved_tensors
+        scale = torch.ones_like(mean) if weight is None else weight
+        _, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, scale, mean, variance, None, None, False, ctx.eps, [False, True, True]
+        )
+        along, offset = _over_processes(torch.stack([for_weight, for_bias])) / count
+        factor = scale * (variance + ctx.eps).rsqrt()
+        slope = -factor * along * (variance + ctx.eps).rsqrt()
+        shift = -factor * offset - slope * mean
+        for_x = torch.addcmul(_per_channel(shift, x), x, _per_channel(slope, x)).addcmul_(
+            gradient, _per_channel(factor, x)
+        )
+        return for_x.to(x.dtype), None if weight is None else for_weight, None if weight is None else for_bias, None
 
 
 def _over_processes(values: Tensor) -> Tensor:
-    return _SumOverProcesses.apply(values) if is_available() and is_initialized() else values
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """A sum that every process reads: its gradient is the sum of all of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _SumOverProcesses.forward(ctx, gradient)
+    """Their sum over all processes."""
+    if is_available() and is_initialized():
+        all_reduce(values)
+    return values
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

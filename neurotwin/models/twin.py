@@ -24,7 +24,7 @@ from ..data.prepare import Prepared, outline
 from ..data.transforms import apply_pipelines, pixel_scale
 from .convnet import ConvNet, DenseNet, ResNet
 from .frontend import Adapter, ConvFrontend, DynamicalAdaptation, LearnableTemporal, TemporalBasis
-from .layers import Identity, Maps, Stage, inside
+from .layers import Identity, Maps, Stage, channels_last, inside
 from .modulator import Concat, ConvGRUModulator, FiLM
 from .readout import (
     AttentionReadout,
@@ -331,7 +331,11 @@ class TwinModel(nn.Module):
         if self.modulator.takes_behavior:
             behavior = torch.cat([batch.behavior[:, -(warm_up + length) :].to(frames.dtype) for batch in batches])
         features, state, self.auxiliary_loss = self.core(frames, behavior, state)
-        parts = features[:, :, -length:].split([len(batch.stimulus) for batch in batches])
+        if features.shape[2] > length:
+            features = features[:, :, -length:]
+        if features.requires_grad:
+            features.register_hook(channels_last)
+        parts = features.split([len(batch.stimulus) for batch in batches])
         return [self._rates(b.session, x, b.behavior, b.history) for b, x in zip(batches, parts, strict=True)], state
 
     def core(
