@@ -109,7 +109,7 @@ class EpochHeartbeat(Callback):
 
 
 class Heartbeat(Callback):
-    """A line within an epoch every so many seconds or steps: step, loss, predictions a second.
+    """A line after the first step, and within an epoch every so many seconds or steps: loss, predictions a second.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class Heartbeat(Callback):
 
     def __init__(self, seconds: float | None = 60.0, steps: int | None = None) -> None:
         self.seconds, self.steps = seconds, steps
-        self._last, self._bins = time.monotonic(), 0
+        self._last, self._bins, self._is_first = time.monotonic(), 0, True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start counting anew: what lies between epochs is not training."""
@@ -135,7 +135,7 @@ class Heartbeat(Callback):
         waited = time.monotonic() - self._last
         by_time = self.seconds is not None and waited >= self.seconds
         by_steps = self.steps is not None and (batch_idx + 1) % self.steps == 0
-        if not (trainer.is_global_zero and (by_time or by_steps)):
+        if not (trainer.is_global_zero and (by_time or by_steps or self._is_first)):
             return
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         logger.info(
@@ -144,7 +144,7 @@ class Heartbeat(Callback):
             "" if loss is None else f"loss {loss.item() * trainer.accumulate_grad_batches:.4f}, ",
             self._bins / max(waited, 1e-9),
         )  # fmt: skip
-        self._last, self._bins = time.monotonic(), 0
+        self._last, self._bins, self._is_first = time.monotonic(), 0, False
 
 
 def predictions(batch: Any) -> int:

@@ -77,7 +77,7 @@ def session_rows(sessions: Sequence[Prepared]) -> list[dict[str, str]]:
         presented = np.maximum((prepared.mask * exposure).sum(axis=0), 1e-9)
         rates = np.einsum("tu,tu->u", prepared.spikes, prepared.mask, dtype=np.float64) / presented * prepared.bin_rate
         rates = rates[counted > 0]
-        valid = prepared.mask.any(axis=1)
+        valid = prepared.n_valid > 0
         row = {
             "session": prepared.name,
             "subject": prepared.subject,

@@ -132,7 +132,7 @@ def clip_table(sessions: Sequence[Prepared], split: str, *, length: int) -> Clip
         starts = np.repeat(stretches[:, 0], counts)
         starts = starts + length * (np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts))
         stops = np.minimum(starts + length, np.repeat(stretches[:, 1], counts))
-        count = _sum_between(prepared.mask.sum(axis=1), starts, stops).astype(np.int64)
+        count = _sum_between(prepared.n_valid, starts, stops).astype(np.int64)
         contrast = _sum_between(prepared.contrast, starts, stops) / np.maximum(stops - starts, 1)
         keep = count > 0
         parts.append([np.full(keep.sum(), index), starts[keep], stops[keep], count[keep], contrast[keep]])
@@ -176,8 +176,7 @@ def stream(
         Only part of the stretches, evenly spaced, always the same: a fraction up to 1, or a number above.
     """
     runs = usable_runs(prepared, split)
-    usable = prepared.mask.any(axis=1)
-    runs = runs[_sum_between(usable, runs[:, 0], runs[:, 1]) > 0]
+    runs = runs[_sum_between(prepared.n_valid, runs[:, 0], runs[:, 1]) > 0]
     kept = round(limit * len(runs)) if limit <= 1 else min(int(limit), len(runs))
     runs = runs[np.linspace(0, len(runs) - 1, max(1, kept)).round().astype(int)] if len(runs) else runs
     runs = runs[np.argsort(runs[:, 0] - runs[:, 1], kind="stable")][part[0] :: part[1]]

@@ -29,7 +29,7 @@ __all__ = ["Prepared", "outline", "prepare", "prepare_session"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 _LABELS = {"path", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "adapter", "readout"}
 
 
@@ -57,6 +57,10 @@ class Prepared:
         (T, U) counts per bin.
     mask
         (T, U) bool: valid counts.
+    n_valid
+        (T,) int32: valid counts of each bin.
+    train_spikes, train_presentations
+        (U,) float64: spikes of each unit in its valid training bins, and the presentations that they sum over.
     split
         (T,) int8: index into ``("train", "val", "test")``, -1 for none.
     run_start, run_stop
@@ -93,6 +97,9 @@ class Prepared:
     pixel_scale: tuple[float, float]
     spikes: np.ndarray
     mask: np.ndarray
+    n_valid: np.ndarray
+    train_spikes: np.ndarray
+    train_presentations: np.ndarray
     split: np.ndarray
     run_start: np.ndarray
     run_stop: np.ndarray
@@ -140,10 +147,7 @@ class Prepared:
 
     def mean_counts(self) -> np.ndarray:
         """Mean count per bin (and presentation) of every unit over the valid training bins, (U,) float64."""
-        mask = self.mask & (self.split == SPLITS.index("train"))[:, None]
-        exposure = 1.0 if self.exposure is None else self.exposure[:, None].astype(np.float64)
-        total = np.einsum("tu,tu->u", self.spikes, mask, dtype=np.float64)
-        return total / np.maximum((mask * exposure).sum(axis=0), 1)
+        return self.train_spikes / np.maximum(self.train_presentations, 1)
 
 
 def prepare(
@@ -282,8 +286,8 @@ def _outline_session(config: DatasetConfig) -> Prepared:
         unit_positions=None if positions is None else np.asarray(positions)[columns], behavior_names=names,
         source=np.zeros((0, *shape), np.float32), pixel_scale=scale or (1.0, 0.0),
         behavior=np.zeros((0, len(names)), np.float32) if names else None,
-        spikes=no_counts, mask=no_counts.astype(bool), frame=none, split=none, run_start=none, run_stop=none,
-        contrast=none, repeat_id=none,
+        spikes=no_counts, mask=no_counts.astype(bool), n_valid=none, train_spikes=none, train_presentations=none,
+        frame=none, split=none, run_start=none, run_stop=none, contrast=none, repeat_id=none,
     )  # fmt: skip
 
 
@@ -347,7 +351,8 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
         valid &= agree
     missing = None if session.missing_pct is None else averaged(session.missing_pct[:, columns])
     mask = valid_counts(config, name=config.session, runs=runs, valid=valid, missing_pct=missing, n_units=len(columns))
-    usable = mask.any(axis=1)
+    n_valid = mask.sum(axis=1, dtype=np.int32)
+    usable = n_valid > 0
     split = split_bins(config, name=config.session, trial=session.trial[first], usable=usable, labels=labels)
 
     signals: dict[str, np.ndarray] = {key: averaged(value) for key, value in session.behavior.items()}
@@ -386,10 +391,14 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
             f"session {config.session!r}: the robs pipeline leaves other columns than those of the {len(columns)} "
             "units to fit; use select_units: {indices: cids}"
         )
+    exposure = np.ones(len(first), np.float32) if session.exposure is None else averaged(session.exposure)
     arrays = stored | {
         "frame": frames.astype(np.int64),
         "spikes": _compact(spikes),
         "mask": mask,
+        "n_valid": n_valid,
+        "train_spikes": np.einsum("tu,tu->u", spikes[train], mask[train], dtype=np.float64),
+        "train_presentations": np.einsum("tu,t->u", mask[train], exposure[train], dtype=np.float64),
         "split": split,
         "run_start": np.repeat(runs[:, 0], runs[:, 1] - runs[:, 0]),
         "run_stop": np.repeat(runs[:, 1], runs[:, 1] - runs[:, 0]),
@@ -402,7 +411,7 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
     if "behavior" in exposed:
         arrays["behavior"], names = exposed["behavior"], behavior_names(config, signals)
     if session.exposure is not None:
-        arrays["exposure"] = averaged(session.exposure)
+        arrays["exposure"] = exposure
     if session.true_rate is not None:
         arrays["true_rate"] = summed(session.true_rate[:, columns]).astype(np.float32)
     if session.unit_positions is not None:

@@ -139,7 +139,10 @@ class Session:
 
     @classmethod
     def load(cls, path: str | Path) -> "Session":
-        """Open a session file; its arrays are memory-mapped, and only the small ones are read to check them.
+        """Open a session file; its arrays are memory-mapped.
+
+        Only shapes are checked: values were before the file was written, and its checksum covers them
+        (:func:`~neurotwin.data.tensorfile.verify_arrays`).
 
         Raises
         ------
@@ -159,13 +162,16 @@ class Session:
         names = np.asarray(metadata["stimulus_types"])
         split = arrays.get("split")
         plain = ("trial", "valid", "repeat_id", "time", "exposure", "true_rate", "missing_pct", "unit_positions")
-        return cls(
+        session = cls.__new__(cls)
+        vars(session).update(
             name=metadata["name"], subject=metadata["subject"], info=metadata["info"], bin_rate=metadata["bin_rate"],
             stimulus=arrays["stimulus"], spikes=arrays["spikes"], unit_ids=arrays["unit_ids"], behavior=behavior,
             stimulus_type=names[arrays["stimulus_type"]],
             split=None if split is None else np.asarray(("", *SPLITS))[split],
             **{key: arrays.get(key) for key in plain},
         )  # fmt: skip
+        session._check_shapes()
+        return session
 
     def save(self, path: str | Path) -> Path:
         """Write the session to one safetensors file, whole or not at all, and return its path."""
@@ -193,6 +199,10 @@ class Session:
 
     def check(self) -> None:
         """Check that all arrays agree; see the class for what each must be."""
+        self._check_shapes()
+        self._check_values()
+
+    def _check_shapes(self) -> None:
         self._require(
             self.stimulus.dtype == np.uint8, f"stimulus is {self.stimulus.dtype}; scale it to 0–255 and use uint8"
         )
@@ -223,6 +233,8 @@ class Session:
                 value is None or len(value) == self.n_units,
                 f"{key} covers {0 if value is None else len(value)} units where spikes have {self.n_units}",
             )
+
+    def _check_values(self) -> None:
         self._require(len(np.unique(self.unit_ids)) == self.n_units, "unit_ids repeat; every unit needs its own id")
         self._require(
             bool(np.all(np.isfinite(self.spikes))), "spikes hold NaN; set them to 0 and mask the bins with `valid`"

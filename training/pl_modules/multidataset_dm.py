@@ -16,7 +16,6 @@ from neurotwin.batch import Batch
 from neurotwin.config import DatasetConfig, load_dataset_configs
 from neurotwin.data.clips import ClipTable, clip_table, stream
 from neurotwin.data.prepare import Prepared, prepare
-from neurotwin.data.session import SPLITS
 from neurotwin.models.twin import SessionSpec
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
@@ -319,11 +318,9 @@ class MultiDatasetDM(pl.LightningDataModule):
 
 def oddities(prepared: Prepared) -> list[str]:
     """What is strange about a session, in words: units that cannot be learned, a stimulus that shows nothing."""
-    train = prepared.mask & (prepared.split == SPLITS.index("train"))[:, None]
-    spikes = np.einsum("tu,tu->u", prepared.spikes, train, dtype=np.float64)
     found = []
     for number, text in ((0, f"of {prepared.n_units} units without a spike in training"), (1, "with a single one")):
-        if units := prepared.unit_ids[spikes == number].tolist():
+        if units := prepared.unit_ids[prepared.train_spikes == number].tolist():
             shown = ", ".join(map(str, units[:10])) + (", ..." if len(units) > 10 else "")
             found.append(f"{len(units)} {text} ({shown})")
     if not prepared.contrast.any():
