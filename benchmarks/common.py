@@ -34,7 +34,7 @@ from neurotwin.data.session import Session
 from neurotwin.metrics.poisson import poisson_nll
 from neurotwin.models.twin import SessionSpec, TwinModel
 from training import MultiDatasetDM, MultiDatasetModel
-from training.utils import GradientSumStrategy, quiet_lightning
+from training.utils import GradientSumStrategy, keep_freed_memory, quiet_lightning
 
 __all__ = [
     "Case",
@@ -149,6 +149,7 @@ def run(
 ) -> Result:  # fmt: skip
     """Measure, print the table, and write ``NAME.json``."""
     quiet_lightning()
+    keep_freed_memory()
     began = time.perf_counter()
     result = measure(folder, quick)
     result.info = {"name": name, "quick": quick, "seconds": round(time.perf_counter() - began, 1), **machine()}
@@ -349,6 +350,7 @@ def in_fresh_process(function: str, *, threads: int | None = None, **arguments: 
 def _answer(function: str, arguments: str, path: str) -> None:
     """The other end of :func:`in_fresh_process`; of several processes the first one answers."""
     quiet_lightning()
+    keep_freed_memory()
     module, _, name = function.partition(":")
     value = getattr(importlib.import_module(module), name)(**json.loads(arguments))
     if os.environ.get("LOCAL_RANK", "0") == "0":

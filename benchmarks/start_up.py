@@ -1,4 +1,4 @@
-"""From the command of the training script to its first step with 30 sessions of 10 minutes: the first time, and after."""
+"""From the command of the training script to its first step with 30 sessions of 10 minutes: at first, and after."""
 
 import json
 import shutil

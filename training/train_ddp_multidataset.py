@@ -53,6 +53,7 @@ from training.utils import (
     choose_devices,
     choose_precision,
     describe_environment,
+    keep_freed_memory,
     latest_run_folder,
     new_run_folder,
     number_type,
@@ -304,6 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = logging.ERROR if rank_zero_only.rank else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     quiet_lightning()
+    keep_freed_memory()
     with StopSignals() as signals:
         try:
             train(parse_arguments(argv), signals)

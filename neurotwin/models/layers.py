@@ -305,8 +305,9 @@ class Kernel(nn.Module):
 class Conv(Kernel):
     """A convolution over time and space: valid and dense in time, padded in space as configured.
 
-    A kernel of one time step runs on frames folded into the batch. Otherwise the channels-last 3-D convolution is the
-    fastest there is on a CPU (``docs/performance.md``). Attributes as for :class:`Block`.
+    It runs in 3-D, channels-last, or on frames folded into the batch, their taps folded into the channels: always where
+    there is one tap, and where the kernel is so large that a processor's cache does not hold what it multiplies with
+    (``docs/performance.md``). Attributes as for :class:`Block`.
     """
 
     def __init__(
@@ -322,6 +323,7 @@ class Conv(Kernel):
         shape = (between, inputs.channels // groups, *params.kernel_size)
         super().__init__(normal(*shape, std=sqrt(2 / prod(shape[1:])), generator=generator), params)
         self.groups = groups
+        self.folds = shape[2] == 1 or (groups == 1 and prod(shape[1:]) > _LARGE_KERNEL)
         taps, *size = params.kernel_size
         (step, *stride), (dilation, *spread) = params.stride, params.dilation
         self.stride, self.spread, self.padding = tuple(stride), tuple(spread), params.padding[1:]
@@ -347,8 +349,9 @@ class Conv(Kernel):
             x = per_frame(F.pad, x, (padding[1], padding[1], padding[0], padding[0]), mode=self.mode)
             padding = (0, 0)
         first_bias = None if self.pointwise is not None else bias
-        if kernel.shape[2] == 1:
-            y = per_frame(F.conv2d, x, kernel[:, :, 0], first_bias, self.stride, padding, self.spread, self.groups)
+        if self.folds:
+            x, kernel = _taps_as_channels(x, self.context, self.dilation), kernel.transpose(1, 2).flatten(1, 2)
+            y = per_frame(F.conv2d, x, kernel, first_bias, self.stride, padding, self.spread, self.groups)
         else:
             kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
             spread = (self.dilation, *self.spread)
@@ -356,6 +359,18 @@ class Conv(Kernel):
         if self.pointwise is not None:
             y = per_frame(F.conv2d, y, self.pointwise[:, :, 0], bias)
         return y
+
+
+_LARGE_KERNEL = 7000
+"""Values of one output channel's kernel: 64 of them, what oneDNN takes at a time, then fill most of a cache of 2 MB."""
+
+
+def _taps_as_channels(x: Tensor, context: int, step: int) -> Tensor:
+    """Beside the channels of each frame those of the taps before it, oldest first: (B, taps · C, T, H, W)."""
+    if not context:
+        return x
+    taps = x.permute(0, 2, 3, 4, 1).unfold(1, context + 1, 1)[..., ::step]
+    return taps.transpose(-1, -2).flatten(-2).permute(0, 4, 1, 2, 3)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -410,8 +425,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels)) if params.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x * (x.square().mean(dim=(1, 3, 4), keepdim=True) + self.eps).rsqrt()
-        return x if self.weight is None else x * _per_channel(self.weight, x)
+        return per_frame(self._scale, x)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        values = x.permute(0, 2, 3, 1).flatten(1)
+        factor = (values.square().mean(dim=1) + self.eps).rsqrt()[:, None, None, None]
+        return x * (factor if self.weight is None else factor * _per_channel(self.weight, x))
 
 
 class GlobalResponseNorm(nn.Module):
@@ -424,11 +443,15 @@ class GlobalResponseNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if params.affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        energy = (x.square().sum(dim=(3, 4), keepdim=True) + self.eps).sqrt()
-        share = energy / energy.mean(dim=1, keepdim=True)
+        return per_frame(self._respond, x)
+
+    def _respond(self, x: Tensor) -> Tensor:
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        energy = (pixels.square().sum(dim=1) + self.eps).sqrt()
+        share = (energy / energy.mean(dim=1, keepdim=True))[..., None, None]
         if self.weight is None:
             return x * (1 + share)
-        return x * (1 + share * _per_channel(self.weight, x)) + _per_channel(self.bias, x)
+        return torch.addcmul(_per_channel(self.bias, x), x, 1 + share * _per_channel(self.weight, x))
 
 
 class BatchNorm(nn.Module):
@@ -459,7 +482,7 @@ class BatchNorm(nn.Module):
     def _normalise(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        y, mean, variance, count = _NormOverProcesses.apply(x, self.weight, self.bias, self.eps)
+        y, mean, variance, count = _NormOverProcesses.apply(x, self.weight, self.bias, self.running_mean, self.eps)
         if not self.frozen:
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
@@ -469,13 +492,16 @@ class BatchNorm(nn.Module):
 class _NormOverProcesses(torch.autograd.Function):
     """Images (N, C, H, W) normalised by the mean and variance over N, H and W on all processes.
 
-    Returns them too, with the number of values of a channel. With x̂ the normalised values and γ the weight, the
-    gradient is γ (g − mean g − x̂ mean(g x̂)) / sqrt(variance + ε), the means over all processes.
+    Returns those too, and the number of values of a channel, in the type of `like`. With γ the weight and x̂ the
+    normalised values, the gradient is γ (g − mean g − x̂ mean(g x̂)) / sqrt(variance + ε), the means over all processes.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
-        local_mean, local_variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, like: Tensor, eps: float
+    ) -> tuple[Tensor, ...]:
+        unused = torch.zeros_like(like)
+        local_mean, local_variance = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
         number = torch.full_like(local_mean, x.numel() / x.shape[1])
         total, count = _over_processes(torch.stack([number * local_mean, number]))
         mean = total / count
@@ -494,13 +520,11 @@ class _NormOverProcesses(torch.autograd.Function):
             gradient, x, scale, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
         along, offset = _over_processes(torch.stack([for_weight, for_bias])) / count
-        factor = scale * (variance + ctx.eps).rsqrt()
-        slope = -factor * along * (variance + ctx.eps).rsqrt()
-        shift = -factor * offset - slope * mean
-        for_x = torch.addcmul(_per_channel(shift, x), x, _per_channel(slope, x)).addcmul_(
-            gradient, _per_channel(factor, x)
-        )
-        return for_x.to(x.dtype), None if weight is None else for_weight, None if weight is None else for_bias, None
+        inverse = (variance + ctx.eps).rsqrt()
+        factor, slope = (_per_channel(values, x) for values in (scale * inverse, -scale * inverse.square() * along))
+        shift = -factor * _per_channel(offset, x) - slope * _per_channel(mean, x)
+        for_x = torch.addcmul(shift, x, slope).addcmul_(gradient, factor).to(x.dtype)
+        return for_x, *((None, None) if weight is None else (for_weight, for_bias)), None, None
 
 
 def _over_processes(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from neurotwin.config import ActParams, BlockConfig, ConfigError, ConvParams, KernelParams, NormParams, PoolParams
+from neurotwin.models import layers
 from neurotwin.models.layers import MLP, Activation, BatchNorm, Block, Conv, Kernel, make_norm, make_pool, taper
 
 
@@ -18,11 +19,13 @@ def rand(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("mode", ["zeros", "replicate", "reflect", "circular"])
 @pytest.mark.parametrize(
     "params",
     [
         {"kernel_size": 3},
+        {"kernel_size": 3, "dilation": [3, 1, 1], "use_weight_norm": True},
         {"kernel_size": [1, 3, 3], "padding": [0, 1, 1]},
         {"kernel_size": [2, 4, 3], "padding": [0, 2, 0], "stride": [1, 2, 3]},
         {"kernel_size": [3, 3, 2], "dilation": [2, 2, 3], "padding": [0, 2, 1], "groups": 2},
@@ -32,9 +35,12 @@ def rand(*shape: int) -> torch.Tensor:
         {"kernel_size": [1, 3, 3], "type": "depthwise", "stride": [1, 2, 2]},
     ],
 )
-def test_convolution_is_torchs(params, mode, maps, generator):
+def test_convolution_is_torchs(params, mode, large, maps, generator, monkeypatch):
+    if large:
+        monkeypatch.setattr(layers, "_LARGE_KERNEL", 0)
     config = ConvParams(**params, padding_mode=mode)
     conv = Conv(config, maps(4), 6, bias=True, generator=generator)
+    assert conv.folds == (config.kernel_size[0] == 1 or (large and config.type != "depthwise" and config.groups == 1))
     with torch.no_grad():
         conv.bias.copy_(rand(6))
     x = rand(2, 4, 9, 9, 7)
@@ -54,10 +60,13 @@ def test_convolution_is_torchs(params, mode, maps, generator):
     assert conv.context == 9 - expected.shape[2]
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("taps", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_convolutions_hand_on_channels_last(channels, taps, maps, generator):
+def test_convolutions_hand_on_channels_last(channels, taps, large, maps, generator, monkeypatch):
     """Else what follows copies, or pairs values and gradients that lie differently in memory: slow, not wrong."""
+    if large:
+        monkeypatch.setattr(layers, "_LARGE_KERNEL", 0)
     conv = Conv(ConvParams(kernel_size=[taps, 3, 3]), maps(channels), 4, bias=True, generator=generator)
     for x in (rand(2, channels, 5, 9, 7), rand(2, 5, channels, 9, 7).transpose(1, 2)):
         with torch.no_grad():  # in the precision of training: 3-D convolutions of doubles are other code
@@ -183,18 +192,34 @@ def test_global_response_norm_by_loops(maps):
                 torch.testing.assert_close(y[b, c, t], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_batch_norm_is_torchs():
-    ours, reference = BatchNorm(4, NormParams()), nn.BatchNorm3d(4)
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_is_torchs(affine):
+    ours, reference = BatchNorm(4, NormParams(affine=affine)), nn.BatchNorm3d(4, affine=affine)
     for seed in range(3):
         x = torch.randn(2, 4, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 + 100
         x.requires_grad_()
         weight = rand(2, 4, 3, 5, 5)
-        gradients = [torch.autograd.grad((norm(x) * weight).sum(), x)[0] for norm in (ours, reference)]
-        torch.testing.assert_close(gradients[0], gradients[1])
+        found, expected = (
+            torch.autograd.grad((norm(x) * weight).sum(), (x, *norm.parameters())) for norm in (ours, reference)
+        )
+        for gradient, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(gradient, other)
         torch.testing.assert_close(ours(x), reference(x))
+    torch.testing.assert_close(ours.running_mean, reference.running_mean)
     torch.testing.assert_close(ours.running_var, reference.running_var)
     ours.eval(), reference.eval()
     torch.testing.assert_close(ours(x), reference(x))
+
+
+def test_batch_norm_computes_statistics_in_single_precision_under_autocast():
+    norm = BatchNorm(4, NormParams()).float()
+    x = (rand(2, 4, 3, 5, 5) * 2 + 3).bfloat16().requires_grad_()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.autograd.grad(y.float().square().sum(), x)[0].dtype == torch.bfloat16
+    values = x.detach().double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(norm.running_mean.double(), 0.1 * values.mean(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norm.running_var.double(), 0.9 + 0.1 * values.var(1), rtol=1e-5, atol=1e-6)
 
 
 def test_batch_norm_of_two_processes_is_that_of_one(tmp_path):
@@ -207,6 +232,7 @@ def test_batch_norm_of_two_processes_is_that_of_one(tmp_path):
     (y * weight).sum().backward()
     torch.testing.assert_close(torch.cat([part["y"] for part in parts]), y.detach())
     torch.testing.assert_close(torch.cat([part["gradient"] for part in parts]), x.grad)
+    torch.testing.assert_close(sum(part["weight_gradient"] for part in parts), norm.weight.grad)
     for part in parts:
         torch.testing.assert_close(part["running_var"], norm.running_var)
 
@@ -218,7 +244,8 @@ def half_a_batch(rank: int, folder: str, x: torch.Tensor, weight: torch.Tensor) 
     x, norm = x[rows].clone().requires_grad_(), BatchNorm(2, NormParams())
     y = norm(x)
     (y * weight[rows]).sum().backward()
-    torch.save({"y": y.detach(), "gradient": x.grad, "running_var": norm.running_var}, Path(folder) / f"{rank}.pt")
+    kept = {"gradient": x.grad, "weight_gradient": norm.weight.grad, "running_var": norm.running_var}
+    torch.save({"y": y.detach(), **kept}, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
