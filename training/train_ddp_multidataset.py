@@ -116,7 +116,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num_nodes", type=count, default=1, help="(%(default)s)")
     kinds = ("bf16", "16", "32", "16-mixed", "bf16-mixed")
     add("--precision", default="bf16-mixed", choices=kinds, help="on GPUs; the CPU computes in 32 (%(default)s)")
-    add("--compile", action="store_true", help="compile the core with torch.compile")
+    add("--compile", action="store_true", help="compile the core; on a CPU only a recurrent one")
 
     add = parser.add_argument_group("record").add_argument
     add("--project_name", default="multidataset", help="project in W&B (%(default)s)")

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,7 +80,6 @@ def built(lab, tmp_path, monkeypatch):
             raise Stop
 
         monkeypatch.setattr(pl.Trainer, "fit", fit)
-        monkeypatch.setattr(torch, "compile", partial)
         monkeypatch.setattr(script, "finish", lambda *_: None)
         found.arguments = script.parse_arguments(arguments_of(lab, flags, tmp_path / "runs"))
         with pytest.raises(Stop):
@@ -162,7 +160,7 @@ FLAGS = [
     ({"--enable_curriculum": None, "--warmup_epochs": "3"}, lambda r: getattr(sampler(r), "warmup_steps", 0) == 6),
     ({"--freeze_vision": None, "--pretrained_checkpoint": "{lab}/t.st"}, lambda r: not kernel(r).requires_grad),
     ({"--pretrained_checkpoint": "{lab}/t.st"}, lambda r: bool((kernel(r) == 0.125).all())),
-    ({"--compile": None}, lambda r: isinstance(r.model.twin.core, partial)),
+    ({"--compile": None}, lambda r: r.model.compile_core),
     ({"--dset_dtype": "float32"}, lambda r: r.data.sessions[0].source.dtype == np.float32),
     ({"--dset_dtype": "bfloat16"}, lambda r: r.data.sessions[0].source.dtype == np.float16),
     ({"--num_gpus": "2"}, lambda r: r.trainer.world_size == 2 and isinstance(r.trainer.strategy, GradientSumStrategy)),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import lightning.pytorch as pl
 import numpy as np
@@ -361,3 +362,24 @@ def test_settings_that_cannot_be_are_refused(configs):
     for setting in ({"batch_size": 0}, {"clip_len": 0}, {"steps_per_epoch": 0}, {"balance": "unit"}):
         with pytest.raises(ValueError, match=next(iter(setting))):
             make_data(configs, **setting)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_core_is_compiled_where_that_helps(recurrent, configs, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", lambda function: ("compiled", function))
+    config = MODEL | ({"recurrent": {"type": "convgru", "params": {"hidden_dim": 2}}} if recurrent else {})
+    module = make_model(make_data(configs), config=config, compile=True)
+    module.on_fit_start()
+    assert (module.twin.core[0] == "compiled" if recurrent else "not compiled" in caplog.text)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_a_compiled_core_computes_the_same(configs):
+    config = MODEL | {"recurrent": {"type": "convgru", "params": {"hidden_dim": 2}}}
+    settings = {"steps_per_epoch": 2, "clip_len": 2}
+    plain, _ = train(configs, model=config, **settings)
+    compiled, _ = train(configs, model=config, settings={"compile": True}, **settings)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-6, atol=1e-9, msg=name)

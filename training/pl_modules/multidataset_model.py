@@ -64,7 +64,8 @@ class MultiDatasetModel(pl.LightningModule):
     freeze_vision
         Do not train frontend and convnet. Needs `pretrained_checkpoint`.
     compile
-        Compile the core.
+        Compile the core, where that was measured to help: on a GPU, or for a recurrent core. Elsewhere a line says that
+        it is not.
     on_nan
         What a loss that is NaN or infinite does. "stop" raises :class:`NonFiniteLossError`. "skip" leaves the session
         out of that micro-batch, on all processes, and counts it in `skipped`; more than 10 and 1% of the micro-batches
@@ -129,7 +130,7 @@ class MultiDatasetModel(pl.LightningModule):
             raise ConfigError("freeze_vision would freeze random weights; give pretrained_checkpoint as well")
         self.learning_rate, self.core_lr_scale, self.weight_decay = learning_rate, core_lr_scale, weight_decay
         self.lr_scheduler, self.warmup_epochs, self.restart_period = lr_scheduler, warmup_epochs, restart_period
-        self.freeze_vision, self.on_nan, self.seed = freeze_vision, on_nan, seed
+        self.freeze_vision, self.on_nan, self.seed, self.compile_core = freeze_vision, on_nan, seed, compile
         self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
         if mean_counts is not None:
             self.twin.initialise_rates(mean_counts)
@@ -139,8 +140,6 @@ class MultiDatasetModel(pl.LightningModule):
             for part in _VISION_PARTS:
                 getattr(self.twin, part).requires_grad_(False)
         self.regularizers = Regularizers(model_config.regularization, dict(self.twin.named_parameters()))
-        if compile:
-            self.twin.core = torch.compile(self.twin.core)
         self.stop_requested = self.stop_agreed = False
         self.skipped = 0
         self._train_sums = torch.zeros(2, dtype=torch.float64)
@@ -153,6 +152,13 @@ class MultiDatasetModel(pl.LightningModule):
     def forward(self, batches: list[Batch]) -> list[Tensor]:
         """Rates (B, L, U) of each batch, expected counts per bin."""
         return self.twin(batches)
+
+    def on_fit_start(self) -> None:
+        """Compile the core, if that was asked for and helps on this device."""
+        if self.compile_core and self.device.type == "cpu" and not self.twin.is_recurrent:
+            logger.warning("not compiled: on a CPU it only speeds up recurrent cores (docs/performance.md)")
+        elif self.compile_core:
+            self.twin.core = torch.compile(self.twin.core)
 
     def on_train_start(self) -> None:
         """Leave frozen parts as they are: their norms keep to the running averages, and nothing drops out."""
