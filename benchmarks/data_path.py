@@ -23,7 +23,7 @@ TARGETS = {
 
 
 def measure(folder: Path, quick: bool) -> Result:
-    """Steps of a run, with loader and framework, against steps of the model alone on batches held in memory."""
+    """Steps of a run, with loader and framework, and of the model alone on batches held in memory, in turns."""
     rows, figures = [], {}
     for key, case in cases(quick).items():
         configs = write_sessions(folder, 3, bins=3600, size=case.size, lags=case.lags)
@@ -31,16 +31,14 @@ def measure(folder: Path, quick: bool) -> Result:
         trainee, length = Trainee(case.model, sessions), case.lengths[-1]
         shape = {"predictions": case.predictions, "length": length, "context": trainee.twin.context}
         held = cycle([draw_batches(sessions, seed=seed, **shape) for seed in range(4)])
-        steps = 2 if quick else max(4, 2048 // case.predictions)
         run, alone = [], []
-        for _ in range(1 if quick else 3):
-            run.append(
-                statistics.median(fit(configs, case.model, steps=steps, batch_size=case.predictions, clip_len=length))
-            )
-            alone.append(interleaved({0: lambda held=held, step=trainee.step: step(next(held))}, repeats=steps)[0])
-        whole, model = statistics.median(run), statistics.median(alone)
-        figures[key] = 100 * (1 - model / whole)
-        rows += [(f"{case.name}: step of a run", 1000 * whole), (f"{case.name}: the model alone", 1000 * model)]
+        for _ in range(1 if quick else 4):
+            steps = fit(configs, case.model, steps=2 if quick else 10, batch_size=case.predictions, clip_len=length)
+            run.append(statistics.median(steps))
+            alone.append(interleaved({0: lambda held=held, step=trainee.step: step(next(held))}, repeats=10)[0])
+        figures[key] = 100 * statistics.median(1 - model / whole for model, whole in zip(alone, run, strict=True))
+        rows += [(f"{case.name}: step of a run", 1000 * statistics.median(run))]
+        rows += [(f"{case.name}: the model alone", 1000 * statistics.median(alone))]
     rate = gathering(sessions, context=17, batches=4 if quick else 400)
     rows.append(("frames gathered by two threads, thousands a second", rate / 1000))
     return Result(("what", "ms"), rows, figures | {"frames": rate})

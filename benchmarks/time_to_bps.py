@@ -1,6 +1,7 @@
 """Training time until a given validation BPS on demo sessions: clips, by length and batch, against the usual way."""
 
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -19,41 +20,46 @@ __all__ = ["TARGETS", "measure"]
 TARGETS = {
     "share": Target("time to a validation BPS with clips, as a share of that of the usual way", 0.2, at_most=True)
 }
-GOAL, LEARNING_RATE, LIMIT = 0.2, 1e-2, 60.0
+GOAL, LEARNING_RATE, LIMIT = 0.4, 1e-2, 60.0
 """Bits per spike; for core and readouts alike; seconds that the first setting may take."""
 LENGTHS, BATCHES = (32, 8, 128), (256, 128, 512)
-"""Bins of a clip and predictions a step, the defaults of the training script first."""
+"""Bins of a clip and predictions a step, those of the experiments first."""
+WINDOWS = 128
+"""Predictions a step of the usual way: 64 and 256, with learning rates to match, took it longer."""
 
 
 def measure(folder: Path, quick: bool) -> Result:
-    """Seconds of training until the goal. A setting is given up once it is 1.25 times slower than the best so far.
+    """Seconds of training until the goal. A setting is given up once it is 1.25 times slower than the first.
 
-    The usual way is given up at 5.5 times the best: its time is then more than that.
+    The target is of the first setting, not of the luckiest. The usual way is given up at ten times its seconds, which
+    then are fewer than it takes.
     """
     if quick:
         case = cases(quick)["a"]
         sessions, model = prepare(write_sessions(folder, 2, bins=3600, size=case.size, lags=case.lags)), case.model
-        goal, settings, batches = -np.inf, [(4, 16)], (16,)
+        goal, settings, windows, between = -np.inf, [(4, 16)], 16, 64
     else:
         sessions, model = demo_sessions(folder), load_model_config(ROOT / "experiments/model_configs/resnet.yaml")
-        goal, settings, batches = GOAL, [(length, batch) for length in LENGTHS for batch in BATCHES], BATCHES[:2]
-    between = 64 if quick else 2560
-    rows, best, usual = [], None, np.inf
+        goal, settings = GOAL, [(length, batch) for length in LENGTHS for batch in BATCHES]
+        windows, between = WINDOWS, 4096
+    rows, first = [], None
     for length, batch in settings:
+        limit = 1.25 * first if first else LIMIT
         reached, seconds, bps, predictions = train_until(
-            goal, sessions, model, length, batch, limit=1.25 * best if best else LIMIT, between=between
+            goal, sessions, model, length, batch, limit=limit, between=between
         )
-        best = min(best or seconds, seconds) if reached else best
+        first = first or seconds
         rows.append((f"clips of {length}", batch, *_times(reached, seconds), predictions, bps))
-    for batch in batches:
-        reached, seconds, bps, predictions = train_until(
-            goal, sessions, model, 1, batch, limit=5.5 * (best or LIMIT), between=between, usual_way=True
-        )
-        usual = min(usual, seconds)
-        rows.append(("windows", batch, *_times(reached, seconds), predictions, bps))
-    notes = [f"goal: {GOAL} bits per spike at a learning rate of {LEARNING_RATE}; validation is not in the times"]
+    reached, usual, bps, predictions = train_until(
+        goal, sessions, model, 1, windows, limit=10 * first, between=between // 2, usual_way=True
+    )
+    rows.append(("windows", windows, *_times(reached, usual), predictions, bps))
+    notes = [
+        f"goal: {GOAL} bits per spike, as the median of three validations in a row; validation is not in the times; "
+        f"learning rate {LEARNING_RATE}"
+    ]
     columns = ("way", "predictions a step", "seconds", "reached", "predictions", "last BPS")
-    return Result(columns, rows, {"share": best and best / usual}, notes)
+    return Result(columns, rows, {"share": first / usual}, notes)
 
 
 def demo_sessions(folder: Path) -> list[Prepared]:
@@ -74,13 +80,13 @@ def train_until(
     goal: float, sessions: list[Prepared], model: object, length: int, batch: int, *, limit: float, between: int,
     usual_way: bool = False,
 ) -> tuple[bool, float, float, int]:  # fmt: skip
-    """Whether the goal was reached within the limit, seconds of training, the last BPS, and predictions made.
+    """Whether the goal was reached within the limit, seconds of training, the BPS in the end, and predictions made.
 
-    It is validated every `between` predictions.
+    It is validated every `between` predictions, and the median of the last three counts: learning is noisy.
     """
     trainee = Trainee(model, sessions, usual_way=usual_way, learning_rate=LEARNING_RATE)
     table, rng = clip_table(sessions, "train", length=length), np.random.default_rng(0)
-    size, seconds, predictions, bps = max(1, batch // table.length), 0.0, 0, -np.inf
+    size, seconds, predictions, last = max(1, batch // table.length), 0.0, 0, deque(maxlen=3)
     order = rng.permutation(len(table))
     while seconds < limit:
         for _ in range(max(1, between // batch)):
@@ -92,10 +98,11 @@ def train_until(
             order, predictions = order[size:], predictions + size * table.length
             if seconds >= limit:
                 break
-        bps = validate(trainee, sessions)
-        if bps >= goal:
-            return True, seconds, bps, predictions
-    return False, seconds, bps, predictions
+        last.append(validate(trainee, sessions))
+        if len(last) == 3 and np.median(last) >= goal:
+            break
+    bps = float(np.median(last))
+    return bps >= goal, seconds, bps, predictions
 
 
 @torch.no_grad()

@@ -690,7 +690,7 @@ class WindowPool(nn.Module):
         x = views[0]
         for view in views[1:]:
             x = torch.maximum(x, view) if self.function is F.max_pool2d else x + view
-        if self.function is F.avg_pool2d:
+        if self.function is F.avg_pool2d and self.taps > 1:
             x = x / self.taps
         return per_frame(self.function, x, self.kernel, self.stride, self.padding)
 
