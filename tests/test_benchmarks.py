@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import mmap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,12 +103,13 @@ def test_memory_that_is_watched_and_mapped(load, tmp_path: Path) -> None:
     common = load("common")
     before = common.private_memory()
     with common.watched_memory(interval=0.001) as highest:
-        array = bytearray(64 << 20)
-        array[::4096] = b"x" * len(array[::4096])
+        array = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for _ in range(64):
+            array.write(b"x" * (1 << 20))
         held = common.private_memory()
         while highest[0] < held - 1:  # until it was looked at
             time.sleep(0.001)
-        del array
+        array.close()
     assert held - before > 60
     assert common.private_memory() - before < 30
 
