@@ -1,15 +1,20 @@
-"""The resnet on a GPU in bfloat16, batches on the device: predictions a second, arithmetic, waiting for the host."""
+"""The resnet on a GPU in bfloat16, stimuli on the device: predictions a second, arithmetic, waiting for the host."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from neurotwin.batch import Batch
+from neurotwin.data.clips import clip_table, show
 from neurotwin.data.prepare import prepare
 
-from .common import Result, Target, Trainee, cases, draw_batches, interleaved, main, write_sessions
+from .common import Result, Target, Trainee, cases, interleaved, main, write_sessions
 
 __all__ = ["TARGETS", "measure"]
 
@@ -28,15 +33,20 @@ def measure(folder: Path, quick: bool) -> Result:
     case, predictions, size = cases(quick)["b"], 64 if quick else 4096, 1024 if quick else 8192
     sessions = prepare(write_sessions(folder, 2, bins=9000, size=case.size, lags=case.lags))
     trainee = Trainee(case.model, sessions, device="cuda")
-    drawn = draw_batches(sessions, predictions=predictions, length=case.lengths[-1], context=trainee.twin.context)
-    batches = [batch.to("cuda") for batch in drawn]
+    sources = [torch.tensor(prepared.source, device="cuda") for prepared in sessions]
+    table = clip_table(sessions, "train", length=case.lengths[-1])
+    rows = np.random.default_rng(0).choice(len(table), predictions // table.length, replace=False)
+    batches = [batch.pin_memory() for batch in table.batches(rows, context=trainee.twin.context, shown=False)]
     left, right = torch.rand(2, size, size, device="cuda", dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as counter, torch.autocast("cuda", torch.bfloat16):
-        trainee.step(batches)
-    waits = count_waits(partial(step, trainee, batches, 1))
+        trainee.step(moved(batches, sources))
+    waits = count_waits(partial(step, trainee, batches, sources, 1))
     operations = {"training step": counter.get_total_flops(), "matrix product": 2 * size**3}
     seconds = interleaved(
-        {"training step": partial(step, trainee, batches, 10), "matrix product": partial(products, left, right, 10)},
+        {
+            "training step": partial(step, trainee, batches, sources, 10),
+            "matrix product": partial(products, left, right, 10),
+        },
         repeats=1 if quick else 7,
     )
     rates = {name: 10 * operations[name] / seconds[name] / 1e9 for name in operations}
@@ -46,12 +56,18 @@ def measure(folder: Path, quick: bool) -> Result:
     return Result(columns, rows, figures)
 
 
-def step(trainee: Trainee, batches: list, times: int) -> None:
-    """Some steps, waited for at the end."""
+def step(trainee: Trainee, batches: list[Batch], sources: list[Tensor], times: int) -> None:
+    """Some steps, batches brought to the device each time, waited for at the end."""
     with torch.autocast("cuda", torch.bfloat16):
         for _ in range(times):
-            trainee.step(batches)
+            trainee.step(moved(batches, sources))
     torch.cuda.synchronize()
+
+
+def moved(batches: list[Batch], sources: list[Tensor]) -> list[Batch]:
+    """Batches on the device, with the frames of the sources there."""
+    there = [batch.to("cuda") for batch in batches]
+    return [replace(batch, stimulus=show(sources[batch.session], batch.frames)) for batch in there]
 
 
 def products(left: torch.Tensor, right: torch.Tensor, times: int) -> None:

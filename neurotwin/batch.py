@@ -21,7 +21,7 @@ class Batch:
     session
         Index of the session in the run (`dataset_idx` in the dialect).
     stimulus
-        (B, C, T, H, W), uint8 as recorded, or float where a transform made it so.
+        (B, C, T, H, W), uint8 as recorded, or float where a transform made it so. None where only `frames` came along.
     behavior
         (B, T, K) float32, or None for a session without behaviour.
     spikes
@@ -35,18 +35,22 @@ class Batch:
         conditions on. None for models without.
     bins
         (B,) int64: index of the first predicted bin of each clip in the prepared session.
+    frames
+        (B, T) int64: index of each frame in the session's source, from which :func:`~neurotwin.data.clips.show` makes
+        `stimulus`; None once that is done.
     carries
         True where these clips continue those of the previous batch: recurrent state carries over.
     """
 
     session: int
-    stimulus: Tensor
+    stimulus: Tensor | None
     spikes: Tensor
     mask: Tensor
     bins: Tensor
     behavior: Tensor | None = None
     exposure: Tensor | None = None
     history: Tensor | None = None
+    frames: Tensor | None = None
     carries: bool = False
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":

@@ -416,6 +416,7 @@ class CurriculumCallback(Callback):
                 f"training is at micro-batch {step} and the sampler at {self._sampler.step}: these batches are not its"
             )
         values = {"curriculum/emphasis": self._sampler.emphasis_at(step), "curriculum/step": float(step)}
+        values = {name: torch.tensor(value) for name, value in values.items()}  # numbers would be copied to the device
         pl_module.log_dict(values, on_step=True, on_epoch=False, rank_zero_only=True, batch_size=1)
 
 

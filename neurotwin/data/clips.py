@@ -10,16 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..batch import Batch
 from .prepare import Prepared
 from .session import SPLITS
 from .transforms import runs_of
 
-__all__ = ["ClipTable", "clip_table", "gather", "stream", "usable_runs"]
+__all__ = ["ClipTable", "clip_table", "gather", "show", "stream", "usable_runs"]
 
 
-def gather(prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length: int, context: int) -> Batch:
+def gather(
+    prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length: int, context: int, shown: bool = True
+) -> Batch:
     """Cut clips out of a session.
 
     Parameters
@@ -34,6 +37,8 @@ def gather(prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length:
         L, predicted bins of each clip.
     context
         Frames before the first predicted bin.
+    shown
+        Bring the frames; else only their indices, for :func:`show` to do so on a device that holds the source.
 
     Returns
     -------
@@ -45,9 +50,7 @@ def gather(prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length:
     bins = starts[:, None] + np.arange(-before, length)
     inside = np.clip(bins, prepared.run_start[starts][:, None], prepared.run_stop[starts][:, None] - 1)
     seen, predicted = inside[:, before - context :], inside[:, before:]
-    frames = np.take(prepared.source, prepared.frame[seen], axis=0)
-    if frames.ndim == 4:
-        frames = frames[:, :, None]
+    frames = torch.from_numpy(prepared.frame[seen])
     mask = prepared.mask[predicted] & (bins[:, before:] < stops[:, None])[..., None]
     exposure = None if prepared.exposure is None else torch.from_numpy(prepared.exposure[predicted][..., None])
     history = None
@@ -55,7 +58,8 @@ def gather(prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length:
         history = torch.from_numpy(prepared.spikes[inside[:, before - prepared.n_history :]])
     return Batch(
         session=0,
-        stimulus=torch.from_numpy(frames).transpose(1, 2),
+        stimulus=show(prepared.source, frames) if shown else None,
+        frames=None if shown else frames,
         behavior=None if prepared.behavior is None else torch.from_numpy(prepared.behavior[seen]),
         spikes=torch.from_numpy(prepared.spikes[predicted]),
         mask=torch.from_numpy(mask),
@@ -63,6 +67,12 @@ def gather(prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length:
         history=history,
         bins=torch.from_numpy(starts),
     )
+
+
+def show(source: np.ndarray | Tensor, frames: Tensor) -> Tensor:
+    """The frames (B, T) of a source (N, H, W) or (N, C, H, W), on its device: (B, C, T, H, W)."""
+    x = source[frames] if isinstance(source, Tensor) else torch.from_numpy(np.take(source, frames.numpy(), axis=0))
+    return (x[:, :, None] if x.ndim == 4 else x).transpose(1, 2)
 
 
 def usable_runs(prepared: Prepared, split: str) -> np.ndarray:
@@ -102,12 +112,19 @@ class ClipTable:
     def __len__(self) -> int:
         return len(self.start)
 
-    def batches(self, rows: np.ndarray, *, context: int) -> list[Batch]:
+    def batches(self, rows: np.ndarray, *, context: int, shown: bool = True) -> list[Batch]:
         """The clips of some rows, one :class:`~neurotwin.batch.Batch` a session, sessions in ascending order."""
         batches = []
         for index in np.unique(self.session[rows]):
             part = rows[self.session[rows] == index]
-            batch = gather(self.sessions[index], self.start[part], self.stop[part], length=self.length, context=context)
+            batch = gather(
+                self.sessions[index],
+                self.start[part],
+                self.stop[part],
+                length=self.length,
+                context=context,
+                shown=shown,
+            )
             batch.session = int(index)
             batches.append(batch)
         return batches
@@ -151,6 +168,7 @@ def stream(
     bins: int = 1024,
     part: tuple[int, int] = (0, 1),
     limit: float = 1.0,
+    shown: bool = True,
 ) -> Iterator[Batch]:
     """Every usable bin of a split exactly once, in clips that continue one another.
 
@@ -174,6 +192,8 @@ def stream(
         ``(i, n)``: only every n-th stretch, from the i-th: what process i of n evaluates.
     limit
         Only part of the stretches, evenly spaced, always the same: a fraction up to 1, or a number above.
+    shown
+        See :func:`gather`.
     """
     runs = usable_runs(prepared, split)
     runs = runs[_sum_between(prepared.n_valid, runs[:, 0], runs[:, 1]) > 0]
@@ -191,7 +211,7 @@ def stream(
             # A stretch that has ended stays in the batch, masked, so that rows keep their state.
             begin = np.minimum(starts + offset, stops - 1)
             end = np.where(starts + offset < stops, stops, begin)
-            clips = gather(prepared, begin, end, length=length, context=context)
+            clips = gather(prepared, begin, end, length=length, context=context, shown=shown)
             clips.carries = offset > 0
             yield clips
 

@@ -3,20 +3,25 @@
 import copy
 import math
 import shutil
+import traceback
+from contextlib import ExitStack
+from types import SimpleNamespace
+from unittest import mock
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from neurotwin.analysis.evaluate import evaluate, summarize_table
 from neurotwin.config import ConfigError, DatasetConfig, ModelConfig
 from neurotwin.data.session import Session
 from neurotwin.models.twin import TwinModel, load_twin
 from training import MultiDatasetDM, MultiDatasetModel
-from training.callbacks import SafeCheckpoint
-from training.pl_modules import ClipLoader
+from training.callbacks import CurriculumCallback, EpochHeartbeat, SafeCheckpoint
+from training.pl_modules import ClipLoader, multidataset_model
 from training.samplers import ClipSampler
 from training.utils import GradientSumStrategy
 
@@ -364,13 +369,60 @@ def test_settings_that_cannot_be_are_refused(configs):
             make_data(configs, **setting)
 
 
+def test_stimuli_on_the_device_change_nothing(configs):
+    expected, metrics = train(configs)
+    found, others = train(configs, on_device=True)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert others == metrics
+
+
+class HostReads(TorchDispatchMode):
+    """Collects the operations whose result Python waits for, but for the step counters that AdamW keeps on the host."""
+
+    def __init__(self, optimizer_of):
+        super().__init__()
+        self.optimizer_of, self.found = optimizer_of, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = torch.Tag.data_dependent_output in function.tags or torch.Tag.dynamic_output_shape in function.tags
+        if waits and not any(args[0] is state["step"] for state in self.optimizer_of().state.values()):
+            self.found.append(f"{function} in {''.join(traceback.format_stack(limit=4)[:-1])}")
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("readout", ["gaussian", "point"])
+def test_a_step_does_not_wait_for_the_device(configs, readout, monkeypatch):
+    """Nothing that a step computes is read by the host, but for whether it went well, one step later."""
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.reads, self.inside = HostReads(lambda: trainer.optimizers[0]), ExitStack()
+            self.inside.enter_context(self.reads)
+            for name in ("cpu", "tolist"):
+                self.inside.enter_context(mock.patch.object(torch.Tensor, name, None))
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            self.inside.close()
+            assert not self.reads.found, self.reads.found[0]
+
+    data = make_data(configs, curriculum_steps=6, on_device=True)
+    config = ModelConfig.model_validate(MODEL | {"readout": {"type": readout}})
+    module = MultiDatasetModel(
+        config, data.specs, mean_counts=data.mean_counts(), lr_scheduler="cosine_warmup", warmup_epochs=1
+    )
+    monkeypatch.setattr(multidataset_model, "Late", lambda values: SimpleNamespace(read=lambda: (0.0, 0.0)))
+    callbacks = [Watch(), CurriculumCallback(), EpochHeartbeat()]
+    make_trainer(callbacks=callbacks, accumulate_grad_batches=2, limit_val_batches=0).fit(module, data)
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_the_core_is_compiled_where_that_helps(recurrent, configs, monkeypatch, caplog):
     monkeypatch.setattr(torch, "compile", lambda function: ("compiled", function))
     config = MODEL | ({"recurrent": {"type": "convgru", "params": {"hidden_dim": 2}}} if recurrent else {})
     module = make_model(make_data(configs), config=config, compile=True)
     module.on_fit_start()
-    assert (module.twin.core[0] == "compiled" if recurrent else "not compiled" in caplog.text)
+    assert module.twin.core[0] == "compiled" if recurrent else "not compiled" in caplog.text
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from neurotwin.batch import Batch
 from neurotwin.config import DatasetConfig, load_dataset_configs
-from neurotwin.data.clips import ClipTable, clip_table, stream
+from neurotwin.data.clips import ClipTable, clip_table, show, stream
 from neurotwin.data.prepare import Prepared, prepare
 from neurotwin.models.twin import SessionSpec
 
@@ -44,13 +44,9 @@ class TrainingBatch:
     count: int
     sessions: tuple[int, ...]
 
-    def to(self, device: torch.device | str) -> "TrainingBatch":
-        """The same on another device."""
-        return TrainingBatch([batch.to(device) for batch in self.batches], self.count, self.sessions)
-
-    def pin_memory(self) -> "TrainingBatch":
-        """The same in page-locked memory."""
-        return TrainingBatch([batch.pin_memory() for batch in self.batches], self.count, self.sessions)
+    def map(self, function: Callable[[Batch], Batch]) -> "TrainingBatch":
+        """The same with other batches."""
+        return replace(self, batches=[function(batch) for batch in self.batches])
 
 
 class ClipLoader:
@@ -73,6 +69,8 @@ class ClipLoader:
         Background threads that gather; 0 gathers in the caller's.
     pin_memory
         Put the batches into page-locked memory.
+    shown
+        See :func:`neurotwin.data.clips.gather`.
     """
 
     def __init__(
@@ -84,9 +82,10 @@ class ClipLoader:
         accumulate: int = 1,
         threads: int = 1,
         pin_memory: bool = False,
+        shown: bool = True,
     ) -> None:
         self.table, self.sampler, self.context = table, sampler, context
-        self.accumulate, self.threads, self.pin_memory = accumulate, threads, pin_memory
+        self.accumulate, self.threads, self.pin_memory, self.shown = accumulate, threads, pin_memory, shown
 
     def __len__(self) -> int:
         return self.sampler.steps_per_epoch
@@ -110,11 +109,11 @@ class ClipLoader:
         """This process's part of micro-batch `step` of the run."""
         rows = np.concatenate([self.sampler.global_indices(s) for s in self._optimizer_step(step)])
         batch = TrainingBatch(
-            self.table.batches(self.sampler.indices(step), context=self.context),
+            self.table.batches(self.sampler.indices(step), context=self.context, shown=self.shown),
             count=int(self.table.count[rows].sum()),
             sessions=tuple(np.unique(self.table.session[rows]).tolist()),
         )
-        return batch.pin_memory() if self.pin_memory else batch
+        return batch.map(Batch.pin_memory) if self.pin_memory else batch
 
     def _optimizer_step(self, step: int) -> range:
         """The micro-batches that are accumulated with `step`; they do not cross the end of an epoch."""
@@ -126,15 +125,12 @@ class ClipLoader:
 class StreamLoader:
     """This process's part of a split, every bin once: what validation reads."""
 
-    def __init__(
-        self, sessions: Sequence[Prepared], split: str, *, context: int, limit: float, rank: int, world_size: int
-    ) -> None:
-        self.sessions, self.split, self.context, self.limit = sessions, split, context, limit
-        self.part = (rank, world_size)
+    def __init__(self, sessions: Sequence[Prepared], split: str, **settings: Any) -> None:
+        self.sessions, self.split, self.settings = sessions, split, settings
 
     def __iter__(self) -> Iterator[Batch]:
         for index, prepared in enumerate(self.sessions):
-            for batch in stream(prepared, self.split, context=self.context, part=self.part, limit=self.limit):
+            for batch in stream(prepared, self.split, **self.settings):
                 batch.session = index
                 yield batch
 
@@ -166,6 +162,9 @@ class MultiDatasetDM(pl.LightningDataModule):
         See :func:`neurotwin.data.prepare.prepare_session`.
     threads
         Background threads that gather clips.
+    on_device
+        Keep the stimuli on the device, so that a batch brings only the indices of its frames. None: on a GPU, where
+        they take at most half of the memory that is free.
     limit_val
         Part of the validation to use: a fraction of each session's trials up to 1, or a number of trials above.
     progress
@@ -200,6 +199,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         cache_dir: str | Path | None = None,
         dtype: str = "uint8",
         threads: int = 1,
+        on_device: bool | None = None,
         limit_val: float = 1.0,
         progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
@@ -215,11 +215,12 @@ class MultiDatasetDM(pl.LightningDataModule):
         self.batch_size, self.clip_len, self.steps_per_epoch = batch_size, clip_len, steps_per_epoch
         self.accumulate, self.seed, self.balance, self.curriculum_steps = accumulate, seed, balance, curriculum_steps
         self.cache_dir, self.dtype, self.threads, self.limit_val = cache_dir, dtype, threads, limit_val
-        self.progress = progress
+        self.on_device, self.progress = on_device, progress
         self.sessions: list[Prepared] = []
         self.sampler: ClipSampler | None = None
         self._table: ClipTable | None = None
         self._first_step = 0
+        self._stimuli: list[torch.Tensor] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Prepare the sessions, or map what was prepared before; does nothing the second time."""
@@ -256,7 +257,7 @@ class MultiDatasetDM(pl.LightningDataModule):
             self.sampler.step = self._first_step
         return ClipLoader(
             self.table, self.sampler, context=self._context(), accumulate=self.accumulate, threads=self.threads,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._device().type == "cuda", shown=not self._place_stimuli(),
         )  # fmt: skip
 
     def val_dataloader(self) -> StreamLoader:
@@ -268,8 +269,15 @@ class MultiDatasetDM(pl.LightningDataModule):
         return self._stream("test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; copies from page-locked memory are asynchronous."""
-        return batch.to(device)
+        """Move a batch, and show its frames there; copies from page-locked memory are asynchronous."""
+
+        def move(part: Batch) -> Batch:
+            part = part.to(device)
+            if part.frames is None:
+                return part
+            return replace(part, stimulus=show(self._stimuli[part.session], part.frames), frames=None)
+
+        return batch.map(move) if isinstance(batch, TrainingBatch) else move(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands."""
@@ -301,10 +309,23 @@ class MultiDatasetDM(pl.LightningDataModule):
 
     def _stream(self, split: str) -> StreamLoader:
         self.setup()
-        rank, world_size = self._process()
         return StreamLoader(
-            self.sessions, split, context=self._context(), limit=self.limit_val, rank=rank, world_size=world_size
-        )
+            self.sessions, split, context=self._context(), limit=self.limit_val, part=self._process(),
+            shown=not self._place_stimuli(),
+        )  # fmt: skip
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    def _place_stimuli(self) -> bool:
+        """Whether the stimuli are on the device; they are put there if they should be."""
+        device, wanted = self._device(), self.on_device
+        if wanted is None and device.type == "cuda" and not self._stimuli:
+            size = sum(prepared.source.nbytes for prepared in self.sessions)
+            wanted = 2 * size <= torch.cuda.mem_get_info(device)[0]
+        if wanted and not self._stimuli:
+            self._stimuli = [torch.tensor(prepared.source, device=device) for prepared in self.sessions]
+        return bool(self._stimuli)
 
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
