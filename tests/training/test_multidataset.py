@@ -369,6 +369,20 @@ def test_settings_that_cannot_be_are_refused(configs):
             make_data(configs, **setting)
 
 
+def test_bfloat16_trains_like_float32(configs):
+    """As a GPU would; a processor computes so too, if asked for from Python."""
+    curves = []
+    for precision in ("32-true", "bf16-mixed"):
+        data = make_data(configs)
+        module = make_model(data)
+        trainer = make_trainer(precision=precision)
+        trainer.fit(module, data)
+        assert all(p.dtype == torch.float32 for p in module.twin.parameters())
+        curves.append([trainer.callback_metrics[name].item() for name in ("train_loss", "val_loss")])
+    assert curves[1] == pytest.approx(curves[0], rel=2e-2)
+    assert curves[1] != curves[0]
+
+
 def test_stimuli_on_the_device_change_nothing(configs):
     expected, metrics = train(configs)
     found, others = train(configs, on_device=True)
