@@ -299,7 +299,7 @@ def fit(
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def interleaved(functions: Mapping[Any, Callable[[], Any]], *, repeats: int, warm_up: int = 1) -> dict[Any, float]:
+def interleaved(functions: Mapping[Any, Callable[[], Any]], *, repeats: int, warm_up: int = 2) -> dict[Any, float]:
     """Median seconds of some functions that take turns."""
     seconds: dict[Any, list[float]] = {name: [] for name in functions}
     for repeat in range(warm_up + repeats):

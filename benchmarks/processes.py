@@ -14,7 +14,7 @@ def measure(folder: Path, quick: bool) -> Result:
     """Steps of runs that take turns, in processes of their own."""
     seconds: dict[int, list[float]] = {1: [], 2: []}
     _recordings(folder, quick)
-    for _ in range(1 if quick else 2):
+    for _ in range(1 if quick else 3):
         for count, values in seconds.items():
             values.append(
                 in_fresh_process(
@@ -30,7 +30,7 @@ def seconds_a_step(folder: str, count: int, quick: bool) -> float:
     """Of a run of `count` processes."""
     case, predictions = cases(quick)["a"], 32 if quick else 512
     configs = _recordings(Path(folder), quick)
-    steps, length = (2, 8) if quick else (20, 32)
+    steps, length = (2, 8) if quick else (15, 32)
     return statistics.median(
         fit(configs, case.model, steps=steps, batch_size=predictions // count, clip_len=length, processes=count)
     )

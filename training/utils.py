@@ -25,7 +25,6 @@ __all__ = [
     "GradientSumStrategy",
     "Late",
     "OneLineParser",
-    "all_gather",
     "all_reduce_sum",
     "check_same_run",
     "choose_devices",
@@ -95,15 +94,6 @@ class Late:
         if self._event is not None:
             self._event.synchronize()
         return self._values.tolist()
-
-
-def all_gather(values: Tensor) -> Tensor:
-    """The tensors of all processes, stacked along a new first axis."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values[None]
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values)
-    return torch.stack(parts)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from math import prod, sqrt
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import all_reduce, is_available, is_initialized
 from torch.nn import functional as F
 
 from ..config import ActParams, BlockConfig, ConfigError, ConvParams, KernelParams, NoParams, NormParams, PoolParams
@@ -31,6 +31,7 @@ __all__ = [
     "Kernel",
     "Maps",
     "Stage",
+    "all_gather",
     "channels_last",
     "fold_time",
     "inside",
@@ -503,9 +504,10 @@ class _NormOverProcesses(torch.autograd.Function):
         unused = torch.zeros_like(like)
         local_mean, local_variance = torch.batch_norm_update_stats(x, unused, unused.clone(), 0.0)
         number = torch.full_like(local_mean, x.numel() / x.shape[1])
-        total, count = _over_processes(torch.stack([number * local_mean, number]))
-        mean = total / count
-        variance = _over_processes(number * (local_variance + (local_mean - mean).square())) / count
+        numbers, means, variances = all_gather(torch.stack([number, local_mean, local_variance])).unbind(1)
+        count = numbers.sum(0)
+        mean = (numbers * means).sum(0) / count
+        variance = (numbers * (variances + (means - mean).square())).sum(0) / count
         y = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.eps = eps
@@ -519,7 +521,7 @@ class _NormOverProcesses(torch.autograd.Function):
         _, for_weight, for_bias = torch.ops.aten.native_batch_norm_backward(
             gradient, x, scale, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
-        along, offset = _over_processes(torch.stack([for_weight, for_bias])) / count
+        along, offset = all_gather(torch.stack([for_weight, for_bias])).sum(0) / count
         inverse = (variance + ctx.eps).rsqrt()
         factor, slope = (_per_channel(values, x) for values in (scale * inverse, -scale * inverse.square() * along))
         shift = -factor * _per_channel(offset, x) - slope * _per_channel(mean, x)
@@ -527,11 +529,13 @@ class _NormOverProcesses(torch.autograd.Function):
         return for_x, *((None, None) if weight is None else (for_weight, for_bias)), None, None
 
 
-def _over_processes(values: Tensor) -> Tensor:
-    """Their sum over all processes."""
-    if is_available() and is_initialized():
-        all_reduce(values)
-    return values
+def all_gather(values: Tensor) -> Tensor:
+    """The tensors of all processes, stacked along a new first axis."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values[None]
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values)
+    return torch.stack(parts)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

@@ -505,7 +505,7 @@ class TwinModel(nn.Module):
     @property
     def _like(self) -> Tensor:
         """A parameter: the type and device of what the model computes with."""
-        return next(self.parameters())
+        return next(self.readouts[0].parameters())
 
     def _check(self, batch: Batch, length: int, warm_up: int) -> None:
         name = self.sessions[batch.session].name

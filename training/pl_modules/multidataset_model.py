@@ -17,11 +17,12 @@ from torch import Tensor
 from neurotwin.batch import Batch
 from neurotwin.config import ConfigError, ModelConfig, load_model_config
 from neurotwin.metrics.poisson import PoissonSums, poisson_nll, summarize
+from neurotwin.models.layers import all_gather
 from neurotwin.models.twin import SESSION_PARTS, SessionSpec, TwinModel, load_twin
 
 from ..regularizers import Regularizers
 from ..schedulers import make_scheduler
-from ..utils import Late, all_gather, all_reduce_sum, reduce_gradients
+from ..utils import Late, all_reduce_sum, reduce_gradients
 from .multidataset_dm import TrainingBatch
 
 __all__ = ["MultiDatasetModel", "NonFiniteLossError"]
