@@ -32,7 +32,8 @@ from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import Prepared
 from neurotwin.data.session import Session
 from neurotwin.metrics.poisson import poisson_nll
-from neurotwin.models.twin import SessionSpec, TwinModel
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import TwinModel
 from training import MultiDatasetDM, MultiDatasetModel
 from training.utils import GradientSumStrategy, keep_freed_memory, quiet_lightning
 

@@ -25,7 +25,7 @@ from neurotwin.models.frontend import (
     TemporalBasis,
     temporal_filters,
 )
-from neurotwin.models.layers import Maps
+from neurotwin.models.stages import Maps
 
 __all__ = ["FIGURES"]
 

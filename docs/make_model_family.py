@@ -9,7 +9,8 @@ from neurotwin.analysis.inspect import inspect_model
 from neurotwin.config import DatasetConfig, load_dataset_configs, load_model_config
 from neurotwin.data.simulate import DEMO_SESSIONS, FRAME_SIZE
 from neurotwin.data.transforms import behavior_names
-from neurotwin.models.twin import SessionSpec, TwinModel
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import TwinModel
 
 __all__ = ["render"]
 

@@ -3,7 +3,8 @@
 from .batch import Batch
 from .config import load_dataset_configs, load_model_config
 from .data.session import Session
-from .models.twin import SessionSpec, TwinModel, load_twin
+from .models.spec import SessionSpec
+from .models.twin import TwinModel, load_twin
 
 __all__ = [
     "Batch",

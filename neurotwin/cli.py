@@ -19,7 +19,8 @@ from .data.prepare import prepare
 from .data.session import SPLITS, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
 from .data.tensorfile import TensorFileError
-from .models.twin import CheckpointError, SessionSpec, TwinModel, check_run, load_twin
+from .models.spec import SessionSpec
+from .models.twin import CheckpointError, TwinModel, check_run, load_twin
 
 __all__ = ["USER_ERRORS", "main"]
 

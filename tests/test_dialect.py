@@ -9,7 +9,8 @@ import yaml
 
 from neurotwin.batch import Batch
 from neurotwin.config import PARAMS, ConfigError, DatasetConfig, ModelConfig, Params, Strict, load_dataset_configs
-from neurotwin.models.twin import SessionSpec, TwinModel
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import TwinModel
 
 SESSION = SessionSpec(
     name="ada_1", subject="ada", unit_ids=(4, 7), frame_shape=(1, 12, 12), bin_rate=100.0, n_lags=12, behavior_dim=2,

@@ -12,7 +12,8 @@ from neurotwin.config import ModelConfig, TransformConfig, load_dataset_configs,
 from neurotwin.data.clips import gather, usable_runs
 from neurotwin.data.prepare import Prepared, prepare
 from neurotwin.data.simulate import simulate_session
-from neurotwin.models.twin import SessionSpec, TwinModel, check_run, load_twin
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import TwinModel, check_run, load_twin
 from training import MultiDatasetDM, MultiDatasetModel
 
 ROOT = Path(__file__).parent.parent

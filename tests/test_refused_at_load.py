@@ -12,7 +12,8 @@ from neurotwin import cli
 from neurotwin.config import DatasetConfig, ModelConfig, load_dataset_configs
 from neurotwin.data.prepare import outline, prepare
 from neurotwin.data.session import Session
-from neurotwin.models.twin import SessionSpec, check_run
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import check_run
 from training import train_ddp_multidataset as script
 
 STIM = {"source": "stim", "ops": [{"pixelnorm": {}}]}

@@ -21,7 +21,8 @@ from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import Prepared, prepare_session
 from neurotwin.data.session import SPLITS, Session
 from neurotwin.metrics.poisson import poisson_nll
-from neurotwin.models.twin import SessionSpec, TwinModel
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import TwinModel
 from training import MultiDatasetDM, MultiDatasetModel
 from training.callbacks import SafeCheckpoint
 from training.utils import GradientSumStrategy

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..batch import Batch
 from ..data.prepare import Prepared
 from ..data.session import SPLITS
-from ..models.layers import Block, Stage
+from ..models.blocks import Block
+from ..models.stages import Stage
 from ..models.twin import SESSION_PARTS, TwinModel
 from .report import text_table
 

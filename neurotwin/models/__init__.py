@@ -1,5 +1,7 @@
 """Models: the stages of a twin, and the twin that composes them."""
 
-from .twin import CheckpointError, SessionSpec, TwinModel, load_twin, register
+from .registry import register
+from .spec import SessionSpec
+from .twin import CheckpointError, TwinModel, load_twin
 
 __all__ = ["CheckpointError", "SessionSpec", "TwinModel", "load_twin", "register"]

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ConfigError, ConvNetParams, DenseNetParams, ResNetParams
-from .layers import Activation, BatchNorm, Block, Maps, Stage, fold_time, inside, normal, unfold_time
+from .blocks import Block
+from .layers import Activation
+from .norms import BatchNorm
+from .stages import Maps, Stage, fold_time, inside, normal, unfold_time
 
 __all__ = ["ConvNet", "DenseNet", "ResNet", "Skip"]
 

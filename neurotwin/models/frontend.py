@@ -17,7 +17,10 @@ from ..config import (
     TemporalBasisParams,
 )
 from ..data.transforms import raised_cosine_basis
-from .layers import BatchNorm, Block, Kernel, Maps, Stage, normal
+from .blocks import Block
+from .layers import Kernel
+from .norms import BatchNorm
+from .stages import Maps, Stage, normal
 
 __all__ = [
     "Adapter",

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import ConcatParams, ConfigError, ConvGRUModulatorParams, EncoderParams, FiLMParams
-from .layers import MLP, Maps, Stage, fold_time, linear, normal, unfold_time
+from .layers import MLP
 from .recurrent import ConvGRULayer
+from .stages import Maps, Stage, fold_time, linear, normal, unfold_time
 
 __all__ = ["Concat", "ConvGRUModulator", "FiLM"]
 

@@ -22,7 +22,8 @@ from ..config import (
     PointReadoutParams,
     ReadoutParams,
 )
-from .layers import Activation, Maps, fold_time, linear, normal
+from .layers import Activation
+from .stages import Maps, fold_time, linear, normal
 
 __all__ = [
     "AttentionReadout",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import ConvRecurrentParams, RecurrentParams
-from .layers import Maps, Stage, fold_time, normal, unfold_time
+from .stages import Maps, Stage, fold_time, normal, unfold_time
 
 __all__ = ["ConvGRU", "ConvGRULayer", "ConvLSTM", "ConvLSTMLayer", "PooledGRU", "PooledLSTM"]
 

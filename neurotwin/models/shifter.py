@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError, ShifterParams, nearest
-from .layers import MLP, linear
+from .layers import MLP
+from .stages import linear
 
 __all__ = ["Shifter"]
 

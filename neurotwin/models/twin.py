@@ -7,7 +7,6 @@ then each readout takes its part. See :class:`TwinModel`.
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import Batch
-from ..config import PARAMS, BaselineConfig, ConfigError, DatasetConfig, ModelConfig, Params, Part, nearest
-from ..data.prepare import Prepared, outline
+from ..config import BaselineConfig, DatasetConfig, ModelConfig, nearest
+from ..data.prepare import outline
 from ..data.transforms import apply_pipelines, pixel_scale
-from .convnet import ConvNet, DenseNet, ResNet
-from .frontend import Adapter, ConvFrontend, DynamicalAdaptation, LearnableTemporal, TemporalBasis
-from .layers import Identity, Maps, Stage, channels_last, inside
-from .modulator import Concat, ConvGRUModulator, FiLM
-from .readout import (
-    AttentionReadout,
-    FactorizedReadout,
-    GaussianEIReadout,
-    GaussianReadout,
-    LinearReadout,
-    PointReadout,
-    SpikeHistory,
-)
-from .recurrent import ConvGRU, ConvLSTM, PooledGRU, PooledLSTM
-from .shifter import Shifter
+from .checks import check_behavior, check_frames, check_history, check_lags, check_sessions, check_shift
+from .registry import build
+from .spec import SessionSpec
+from .stages import Maps, Stage, channels_last, inside
 
-__all__ = [
-    "MODULES",
-    "SESSION_PARTS",
-    "CheckpointError",
-    "SessionSpec",
-    "TwinModel",
-    "check_run",
-    "load_twin",
-    "register",
-]
-
-MODULES: dict[str, dict[str, type[nn.Module]]] = {
-    "adapter": {"none": Identity, "adapter": Adapter},
-    "frontend": {
-        "none": Identity, "learnable_temporal": LearnableTemporal, "temporal_basis": TemporalBasis,
-        "da": DynamicalAdaptation, "conv": ConvFrontend, "adapter": Adapter,
-    },
-    "convnet": {
-        "none": Identity, "vanilla": ConvNet, "conv": ConvNet, "cnn": ConvNet, "resnet": ResNet, "densenet": DenseNet,
-    },
-    "modulator": {"none": Identity, "concat": Concat, "film": FiLM, "convgru": ConvGRUModulator},
-    "recurrent": {"none": Identity, "convgru": ConvGRU, "convlstm": ConvLSTM, "gru": PooledGRU, "lstm": PooledLSTM},
-    "readout": {
-        "gaussian": GaussianReadout, "gaussianei": GaussianEIReadout, "linear": LinearReadout,
-        "factorized": FactorizedReadout, "point": PointReadout, "attention": AttentionReadout,
-    },
-    "shifter": {"none": Identity, "mlp": Shifter},
-    "history_encoder": {"mlp": SpikeHistory},
-}  # fmt: skip
-"""The module of every component, by part and type; `neurotwin.config.PARAMS` holds their parameters."""
+__all__ = ["SESSION_PARTS", "CheckpointError", "TwinModel", "check_run", "load_twin"]
 
 SESSION_PARTS = ("adapters", "readouts", "shifters", "history_encoders", "baselines")
 """Attributes of a model that hold one entry a session; all other parameters are the shared core."""
@@ -77,117 +36,6 @@ _FORMAT = "neurotwin-twin-1"
 
 class CheckpointError(ValueError):
     """A file does not hold a model that can be loaded; the message says why."""
-
-
-def register(part: str, name: str, module: type[nn.Module]) -> None:
-    """Make a component of one's own available to configs as ``type: NAME``.
-
-    Parameters
-    ----------
-    part
-        adapter, frontend, convnet, modulator, recurrent, readout, shifter or history_encoder.
-    name
-        What configs call it.
-    module
-        Its class, with an attribute `Params` (a subclass of :class:`neurotwin.config.Params`). It is built as the
-        components of that part in this package are: ``module(params, inputs, generator=...)`` and so on.
-
-    Raises
-    ------
-    ValueError
-        If there is no such part, the name is taken, or the class lacks `Params`.
-
-    Examples
-    --------
-    >>> class Rectified(Identity):
-    ...     def forward(self, x):
-    ...         return x.relu()
-    >>> register("frontend", "rectified", Rectified)
-    >>> ModelConfig(frontend={"type": "rectified"}).frontend.type
-    'rectified'
-    """
-    if part not in MODULES:
-        raise ValueError(f"no part {part!r}; {nearest(part, list(MODULES))}")
-    if MODULES[part].get(name, module) is not module:
-        raise ValueError(f"{part} {name!r} exists already; choose another name")
-    params = getattr(module, "Params", None)
-    if not (isinstance(params, type) and issubclass(params, Params)):
-        raise ValueError(f"{module.__name__} needs an attribute Params, a subclass of neurotwin.config.Params")
-    PARAMS[part][name], MODULES[part][name] = params, module
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionSpec:
-    """All that a model must know of a session.
-
-    Attributes
-    ----------
-    name, subject
-        Of the session.
-    unit_ids
-        Ids of its units, in the order of the rates.
-    frame_shape
-        C, H and W of its frames as prepared.
-    bin_rate
-        Bins a second, Hz, after resampling.
-    n_lags
-        Frames that a prediction may see, the predicted bin's own included.
-    behavior_dim
-        K, number of behaviour variables; 0 for none.
-    behavior_names
-        (K,) name of the transform that each comes from, where known.
-    n_history
-        Bins of spike history before a predicted one.
-    pixel_scale
-        (a, b): the stimulus enters as a·x + b, computed on the device.
-    unit_positions
-        Coordinates of the units, where known.
-    config
-        The session's resolved config.
-    fitted
-        Constants of its transforms, from the training data.
-    """
-
-    name: str
-    subject: str
-    unit_ids: tuple[int, ...]
-    frame_shape: tuple[int, int, int]
-    bin_rate: float
-    n_lags: int
-    behavior_dim: int = 0
-    behavior_names: tuple[str, ...] = ()
-    n_history: int = 0
-    pixel_scale: tuple[float, float] = (1.0, 0.0)
-    unit_positions: tuple[tuple[float, ...], ...] | None = None
-    config: DatasetConfig = field(default_factory=DatasetConfig)
-    fitted: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_prepared(cls, prepared: Prepared) -> "SessionSpec":
-        """Of a prepared session."""
-        positions = prepared.unit_positions
-        return cls(
-            name=prepared.name, subject=prepared.subject, unit_ids=tuple(prepared.unit_ids.tolist()),
-            frame_shape=prepared.frame_shape, bin_rate=prepared.bin_rate, n_lags=prepared.n_lags,
-            behavior_dim=prepared.behavior_dim, behavior_names=prepared.behavior_names,
-            n_history=prepared.n_history, pixel_scale=prepared.pixel_scale,
-            unit_positions=None if positions is None else tuple(map(tuple, positions.tolist())),
-            config=prepared.config, fitted=prepared.fitted,
-        )  # fmt: skip
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values that JSON can hold."""
-        values = dict(vars(self))
-        return values | {"config": self.config.model_dump(mode="json", by_alias=True), "fitted": dict(self.fitted)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "SessionSpec":
-        """The inverse of :meth:`to_json`."""
-        sequences = ("unit_ids", "frame_shape", "pixel_scale", "behavior_names")
-        tuples = {name: tuple(values[name]) for name in sequences if name in values}
-        positions = values["unit_positions"]
-        tuples["unit_positions"] = None if positions is None else tuple(tuple(row) for row in positions)
-        return cls(**{**values, **tuples, "config": DatasetConfig.model_validate(values["config"])})
 
 
 class TwinModel(nn.Module):
@@ -238,26 +86,26 @@ class TwinModel(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.config, self.sessions = config, tuple(sessions)
-        _check_sessions(config, self.sessions)
+        check_sessions(config, self.sessions)
         behavior_dim, maps = self.sessions[0].behavior_dim, []
         self.adapters = nn.ModuleList()
         for spec in self.sessions:
             part = spec.config.adapter or config.adapter
             frames = Maps(*spec.frame_shape, bin_rate=spec.bin_rate)
-            self.adapters.append(_build(part, frames, generator=generator))
+            self.adapters.append(build(part, frames, generator=generator))
             maps.append(self.adapters[-1].outputs)
-        maps = _check_frames(config, self.sessions, maps)
-        self.frontend: Stage = _build(config.frontend, maps, generator=generator)
-        self.convnet: Stage = _build(config.convnet, self.frontend.outputs, generator=generator)
+        maps = check_frames(config, self.sessions, maps)
+        self.frontend: Stage = build(config.frontend, maps, generator=generator)
+        self.convnet: Stage = build(config.convnet, self.frontend.outputs, generator=generator)
         self.receptive_field = 1 + self.frontend.context + self.convnet.context
-        _check_lags(self.receptive_field, self.sessions)
-        _check_behavior(config, self.sessions, self.convnet.outputs)
-        self.modulator: Stage = _build(
+        check_lags(self.receptive_field, self.sessions)
+        check_behavior(config, self.sessions, self.convnet.outputs)
+        self.modulator: Stage = build(
             config.modulator, self.convnet.outputs, behavior_dim=behavior_dim, generator=generator
         )
         if config.lambda_pred:
             self.modulator.predict_features(generator=generator)
-        self.recurrent: Stage = _build(config.recurrent, self.modulator.outputs, generator=generator)
+        self.recurrent: Stage = build(config.recurrent, self.modulator.outputs, generator=generator)
         self.is_recurrent = self.modulator.is_recurrent or self.recurrent.is_recurrent
         self.context = (self.sessions[0].n_lags if self.is_recurrent else self.receptive_field) - 1
         self.readouts, self.shifters, self.history_encoders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -267,16 +115,16 @@ class TwinModel(nn.Module):
             positions = None if spec.unit_positions is None else torch.tensor(spec.unit_positions)
             with inside(f"session {spec.name}"):
                 part, features = spec.config.readout or config.readout, self.recurrent.outputs
-                self.readouts.append(_build(part, features, n_units, positions=positions, generator=generator))
+                self.readouts.append(build(part, features, n_units, positions=positions, generator=generator))
                 if config.shifter.type != "none":
-                    _check_shift(part, self.readouts[-1], features)
+                    check_shift(part, self.readouts[-1], features)
                     names = spec.behavior_names
-                    self.shifters.append(_build(config.shifter, spec.behavior_dim, names, generator=generator))
+                    self.shifters.append(build(config.shifter, spec.behavior_dim, names, generator=generator))
             if config.history_encoder is not None:
-                self.history_encoders.append(_build(config.history_encoder, n_units, generator=generator))
+                self.history_encoders.append(build(config.history_encoder, n_units, generator=generator))
             if config.baseline.enabled:
                 self.baselines.append(nn.Parameter(_initial_baseline(config.baseline).expand(n_units).clone()))
-        _check_history(self.history_encoders, self.sessions)
+        check_history(self.history_encoders, self.sessions)
         self.auxiliary_loss: Tensor | None = None
 
     @property
@@ -643,11 +491,6 @@ def _initial_baseline(config: BaselineConfig) -> Tensor:
     return _INVERSE[config.activation](torch.tensor(config.init_value))
 
 
-def _build(part: Part, *args: Any, **kwargs: Any) -> Any:
-    with inside(f"{part.part}.params"):
-        return MODULES[part.part][part.type](part.params, *args, **kwargs)
-
-
 class _evaluating:
     """Evaluation mode for a while."""
 
@@ -659,106 +502,3 @@ class _evaluating:
 
     def __exit__(self, *_: object) -> None:
         self.module.train(self.training)
-
-
-def _check_sessions(config: ModelConfig, sessions: Sequence[SessionSpec]) -> None:
-    if not sessions:
-        raise ConfigError("a model needs at least one session")
-    names = [spec.name for spec in sessions]
-    if config.model_type == "v1" and len(sessions) > 1:
-        raise ConfigError(f"model_type: v1 is for one session, and there are {len(sessions)}; use v1multi")
-    for spec in sessions:
-        if names.count(spec.name) > 1:
-            raise ConfigError(f"two sessions are called {spec.name!r}; rename one")
-        if not spec.unit_ids:
-            raise ConfigError(f"session {spec.name}: no unit to predict; leave the session out, or choose other cids")
-        if config.initial_input_channels not in (0, spec.frame_shape[0]):
-            raise ConfigError(
-                f"session {spec.name}: its frames have {spec.frame_shape[0]} channels, and initial_input_channels is "
-                f"{config.initial_input_channels}"
-            )
-        if spec.bin_rate != sessions[0].bin_rate:
-            raise ConfigError(
-                f"session {spec.name} has {spec.bin_rate:g} bins a second and {names[0]} {sessions[0].bin_rate:g}; "
-                f"resample to one rate with `sampling`"
-            )
-    if config.sampling_rate not in (None, sessions[0].bin_rate):
-        raise ConfigError(
-            f"sampling_rate: {config.sampling_rate:g} Hz, but the sessions have {sessions[0].bin_rate:g} Hz; "
-            f"resample them with `sampling`, or correct it"
-        )
-
-
-def _check_frames(config: ModelConfig, sessions: Sequence[SessionSpec], maps: Sequence[Maps]) -> Maps:
-    """What the core sees, the same for every session."""
-    if config.initial_input_channels == 0:
-        for part in (config.frontend, config.convnet):
-            if part.type != "none":
-                raise ConfigError(f"{part.part}: initial_input_channels: 0 leaves it nothing to see; set it to none")
-        return Maps(0, 1, 1, bin_rate=sessions[0].bin_rate)
-    for spec, adapted in zip(sessions, maps, strict=True):
-        if adapted != maps[0]:
-            raise ConfigError(
-                f"session {spec.name} gives the core frames of {adapted.height}x{adapted.width} pixels and "
-                f"{sessions[0].name} {maps[0].height}x{maps[0].width}; use an adapter of one grid_size for all"
-            )
-    for side in ("height", "width"):
-        if getattr(config, side) not in (None, getattr(maps[0], side)):
-            raise ConfigError(
-                f"{side}: {getattr(config, side)}, but the core is given frames of {maps[0].height}x{maps[0].width}; "
-                f"correct it, or use an adapter"
-            )
-    return maps[0]
-
-
-def _check_lags(receptive_field: int, sessions: Sequence[SessionSpec]) -> None:
-    for spec in sessions:
-        if spec.n_lags < receptive_field:
-            raise ConfigError(
-                f"session {spec.name}: the core sees {receptive_field} frames, and keys_lags gives it {spec.n_lags}; "
-                f"set keys_lags: {{stim: [0..{receptive_field - 1}]}} or shorten the temporal kernels"
-            )
-
-
-def _check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], features: Maps) -> None:
-    for part in (config.modulator, config.shifter):
-        for spec in sessions:
-            if part.type != "none" and spec.behavior_dim == 0:
-                raise ConfigError(
-                    f"session {spec.name}: {part.part} {part.type} needs behaviour, and there is none; add a transform "
-                    f"with expose_as: behavior, or set the {part.part} to none"
-                )
-    if config.modulator.type == "none":
-        return
-    wanted = getattr(config.modulator.params, "behavior_dim", None) or sessions[0].behavior_dim
-    for spec in sessions:
-        if spec.behavior_dim != wanted:
-            raise ConfigError(
-                f"session {spec.name}: {spec.behavior_dim} behaviour variables where {wanted} are expected (by "
-                f"behavior_dim or the first session); use the same transforms for all sessions"
-            )
-    given = getattr(config.modulator.params, "feature_dim", None)
-    if given not in (None, features.channels):
-        raise ConfigError(
-            f"modulator.params.feature_dim: {given}, but the convnet gives {features.channels} channels; leave it out"
-        )
-
-
-def _check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
-    if not getattr(readout, "takes_shift", False):
-        able = [name for name, kind in MODULES["readout"].items() if getattr(kind, "takes_shift", False)]
-        raise ConfigError(
-            f"readout: {part.type} has no positions that a shifter could move; use {', '.join(able)}, or set the "
-            "shifter to none"
-        )
-    if (features.height, features.width) == (1, 1):
-        raise ConfigError("readout: a shifter has nowhere to move on maps of 1x1 pixels; set the shifter to none")
-
-
-def _check_history(encoders: Sequence[SpikeHistory], sessions: Sequence[SessionSpec]) -> None:
-    for encoder, spec in zip(encoders, sessions, strict=False):
-        if spec.n_history < encoder.n_lags:
-            raise ConfigError(
-                f"session {spec.name}: the history encoder looks at {encoder.n_lags} bins, and keys_lags gives it "
-                f"{spec.n_history}; set keys_lags: {{history: [1..{encoder.n_lags}]}}"
-            )

@@ -13,7 +13,8 @@ from neurotwin.cli import main
 from neurotwin.config import json_schemas, load_dataset_configs, load_model_config
 from neurotwin.data.prepare import prepare
 from neurotwin.data.session import Session
-from neurotwin.models.twin import SessionSpec, TwinModel
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import TwinModel
 
 INSPECT = ["inspect", "--model_config"]
 MODEL = {

@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from neurotwin.analysis import plots
 from neurotwin.config import DatasetConfig, ModelConfig
 from neurotwin.data.prepare import Prepared
-from neurotwin.models.twin import SessionSpec, TwinModel
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import TwinModel
 from training.callbacks import (
     CurriculumCallback,
     EpochHeartbeat,

@@ -16,7 +16,7 @@ from neurotwin.batch import Batch
 from neurotwin.config import DatasetConfig, load_dataset_configs
 from neurotwin.data.clips import ClipTable, clip_table, show, stream
 from neurotwin.data.prepare import Prepared, prepare
-from neurotwin.models.twin import SessionSpec
+from neurotwin.models.spec import SessionSpec
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
 

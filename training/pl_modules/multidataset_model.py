@@ -17,8 +17,9 @@ from torch import Tensor
 from neurotwin.batch import Batch
 from neurotwin.config import ConfigError, ModelConfig, load_model_config
 from neurotwin.metrics.poisson import PoissonSums, poisson_nll, summarize
-from neurotwin.models.layers import all_gather
-from neurotwin.models.twin import SESSION_PARTS, SessionSpec, TwinModel, load_twin
+from neurotwin.models.norms import all_gather
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import SESSION_PARTS, TwinModel, load_twin
 
 from ..regularizers import Regularizers
 from ..schedulers import make_scheduler

@@ -12,7 +12,8 @@ from neurotwin.analysis.insilico import (
     responses,
 )
 from neurotwin.config import ModelConfig
-from neurotwin.models.twin import SessionSpec, TwinModel
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.twin import TwinModel
 
 SIZE, RATE = 16, 60.0
 KERNEL = torch.tensor([0.0, -1.5, 1.0])  # oldest first; an image that stays drives with the opposite sign

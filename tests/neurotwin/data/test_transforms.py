@@ -10,7 +10,7 @@ import torch
 from neurotwin.config import DatasetConfig, DynamicalAdaptationParams
 from neurotwin.data.transforms import adaptation_filters, apply_pipelines, behavior_names, exposed_shapes, fit_pipelines
 from neurotwin.models.frontend import DynamicalAdaptation
-from neurotwin.models.layers import Maps
+from neurotwin.models.stages import Maps
 
 RUNS = np.array([[0, 9], [9, 16]])
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from neurotwin.batch import Batch
-from neurotwin.models.layers import Maps
-from neurotwin.models.twin import SessionSpec, TwinModel
+from neurotwin.models.spec import SessionSpec
+from neurotwin.models.stages import Maps
+from neurotwin.models.twin import TwinModel
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,12 @@ def double_precision() -> Iterator[None]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def rand() -> Callable[..., Tensor]:
+    """Normal numbers, the same at each call."""
+    return lambda *shape: torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from neurotwin.config import BlockConfig, ConfigError, ConvNetParams, DenseNetParams, ResNetParams
+from neurotwin.models.blocks import Block
 from neurotwin.models.convnet import ConvNet, DenseNet, ResNet, Skip
-from neurotwin.models.layers import Block
 
 
 def rand(*shape: int) -> torch.Tensor:

@@ -1,0 +1,195 @@
+"""Pools over space, dense in time."""
+
+from dataclasses import replace
+from math import prod, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import ConfigError, ConvParams, PoolParams
+from .layers import Conv
+from .stages import Maps, linear, per_frame, time_taps
+
+__all__ = [
+    "AdaptivePool",
+    "BlurPool",
+    "LocalAttention",
+    "SqueezeExcitePool",
+    "WindowPool",
+    "binomial",
+    "make_pool",
+]
+
+
+def make_pool(params: PoolParams, inputs: Maps, *, generator: torch.Generator) -> nn.Module:
+    """The pool of a name of the dialect. Attributes as for :class:`Block`."""
+    if params.type == "learned":
+        stride = params.stride or (1, 2, 2)
+        conv = ConvParams(kernel_size=params.kernel_size or stride, stride=stride, padding=params.padding)
+        return Conv(conv, inputs, inputs.channels, bias=True, generator=generator)
+    kinds = {
+        "max": WindowPool, "avg": WindowPool, "adaptivemax": AdaptivePool, "adaptiveavg": AdaptivePool,
+        "aablur": BlurPool, "se_pool": SqueezeExcitePool, "locatt": LocalAttention,
+    }  # fmt: skip
+    return kinds[params.type](params, inputs, generator=generator)
+
+
+class WindowPool(nn.Module):
+    """Maximum or mean over a window of frames and pixels."""
+
+    def __init__(self, params: PoolParams, inputs: Maps, **_: object):
+        super().__init__()
+        step, *stride = params.stride or (1, 2, 2)
+        self.taps, *kernel = params.kernel_size or (step, *stride)
+        self.step, self.kernel, self.padding = inputs.step, tuple(kernel), params.padding[1:]
+        self.function = {"max": F.max_pool2d, "avg": F.avg_pool2d}[params.type]
+        self.stride = tuple(stride)
+        if any(2 * p > k for p, k in zip(self.padding, kernel, strict=True)):
+            raise ConfigError(f"pool_params.padding: {list(self.padding)} is more than half of {kernel}")
+        self.offset = tuple((k - 1) / 2 - p for k, p in zip(kernel, self.padding, strict=True))
+        self.context = (self.taps - 1) * inputs.step
+        maps = inputs.resized(self.kernel, self.stride, self.padding, f"pool_params: {params.type}")
+        self.outputs = replace(maps, step=inputs.step * step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = time_taps(x, self.taps, self.step)
+        x = views[0]
+        for view in views[1:]:
+            x = torch.maximum(x, view) if self.function is F.max_pool2d else x + view
+        if self.function is F.avg_pool2d and self.taps > 1:
+            x = x / self.taps
+        return per_frame(self.function, x, self.kernel, self.stride, self.padding)
+
+
+class AdaptivePool(nn.Module):
+    """Maximum or mean over a fixed number of regions of each frame."""
+
+    stride = offset = None
+    context = 0
+
+    def __init__(self, params: PoolParams, inputs: Maps, **_: object):
+        super().__init__()
+        sizes = [params.output_size or params.kernel_size]
+        windowed = params.output_size is None and (params.stride is not None or max(params.padding) > 0)
+        if windowed:
+            stride = params.stride or (1, 2, 2)
+            sizes = [params.kernel_size or stride, stride]
+        if any(size is None or size[0] != 1 for size in sizes):
+            raise ConfigError(
+                f"pool_params: {params.type} needs output_size: [1, H, W]; time is never pooled to a clip"
+            )
+        height, width = sizes[0][1:]
+        self.outputs = replace(inputs, height=height, width=width)
+        if windowed:
+            kernel, stride = (size[1:] for size in sizes)
+            self.outputs = inputs.resized(kernel, stride, params.padding[1:], f"pool_params: {params.type}")
+        self.size = (self.outputs.height, self.outputs.width)
+        self.function = {"adaptivemax": F.adaptive_max_pool2d, "adaptiveavg": F.adaptive_avg_pool2d}[params.type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return per_frame(self.function, x, self.size)
+
+
+class BlurPool(nn.Module):
+    """Binomial blur, then every `stride`-th pixel and frame (Zhang 2019). The kernel is odd, so nothing shifts.
+
+    Frames are blurred over time likewise, causally.
+    """
+
+    def __init__(self, params: PoolParams, inputs: Maps, **_: object):
+        super().__init__()
+        step, *stride = params.stride or (1, 2, 2)
+        self.step, self.stride, self.offset = inputs.step, tuple(stride), (0.0, 0.0)
+        self.register_buffer("over_time", binomial(2 * step - 1), persistent=False)
+        blur = torch.outer(binomial(2 * stride[0] - 1), binomial(2 * stride[1] - 1))
+        self.register_buffer("over_space", blur, persistent=False)
+        self.context = 2 * (step - 1) * inputs.step
+        self.margin = (stride[1] - 1, stride[1] - 1, stride[0] - 1, stride[0] - 1)
+        maps = replace(inputs, step=inputs.step * step)
+        self.outputs = maps.resized((1, 1), self.stride, (0, 0), "pool_params: aablur")
+
+    def forward(self, x: Tensor) -> Tensor:
+        views = time_taps(x, len(self.over_time), self.step)
+        if len(views) > 1:
+            x = sum(weight * view for weight, view in zip(self.over_time, views, strict=True))
+        channels = x.shape[1]
+        x = per_frame(F.pad, x, self.margin, mode="replicate")
+        kernel = self.over_space.expand(channels, 1, -1, -1)
+        return per_frame(F.conv2d, x, kernel, stride=self.stride, groups=channels)
+
+
+class SqueezeExcitePool(nn.Module):
+    """Spatial soft pool, then channels scaled by what the frame holds as a whole.
+
+    Pixels of a window are weighted by softmax(x) (Stergiou et al. 2021), on top of a binomial blur where `use_blur`;
+    channels are scaled by sigmoid(W₂ relu(W₁ mean_pixels x)) (Hu et al. 2018). A stride over time only spreads the
+    taps of later layers.
+    """
+
+    def __init__(self, params: PoolParams, inputs: Maps, *, generator: torch.Generator):
+        super().__init__()
+        step, *stride = params.stride or (1, 2, 2)
+        self.stride, self.use_soft, self.context = tuple(stride), params.use_soft, 0
+        self.kernel = tuple(2 * s - 1 for s in stride) if params.use_blur else self.stride
+        self.margin = tuple(s - 1 if params.use_blur else 0 for s in stride)
+        self.offset = tuple((k - 1) / 2 - m for k, m in zip(self.kernel, self.margin, strict=True))
+        weight = torch.ones(self.kernel) / prod(self.kernel)
+        if params.use_blur:
+            weight = torch.outer(*(binomial(k) for k in self.kernel))
+        self.register_buffer("window", weight.flatten(), persistent=False)
+        maps = replace(inputs, step=inputs.step * step)
+        self.outputs = maps.resized(self.kernel, self.stride, self.margin, "pool_params: se_pool")
+        squeezed = max(1, inputs.channels // params.r)
+        self.squeeze = linear(inputs.channels, squeezed, generator=generator, scale=sqrt(2))
+        self.excite = linear(squeezed, inputs.channels, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return per_frame(self._pool, x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        (rows, columns), maps = self.margin, self.outputs
+        x = F.pad(x, (columns, columns, rows, rows), mode="replicate")
+        patches = F.unfold(x, self.kernel, stride=self.stride).unflatten(1, (x.shape[1], -1))
+        weight = self.window[:, None]
+        if self.use_soft:
+            weight = (patches + weight.log()).softmax(dim=2)
+        x = (weight * patches).sum(dim=2)
+        gate = self.excite(self.squeeze(x.mean(dim=2)).relu()).sigmoid()
+        return (x * gate[..., None]).unflatten(2, (maps.height, maps.width))
+
+
+class LocalAttention(nn.Module):
+    """Each channel is scaled by how its neighbourhood compares with that of the channels beside it.
+
+    s is x averaged over `spatial_kernel` pixels with learned weights (a depthwise convolution); a channel is
+    multiplied by n · softmax(s) over the n channels of a window of `chan_window` around it, so that equal channels pass
+    unchanged.
+    """
+
+    stride, offset, context = (1, 1), (0.0, 0.0), 0
+
+    def __init__(self, params: PoolParams, inputs: Maps, **_: object):
+        super().__init__()
+        size = params.spatial_kernel
+        self.window, self.outputs = params.chan_window, inputs
+        self.weight = nn.Parameter(torch.full((inputs.channels, 1, size, size), 1 / size**2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return per_frame(self._attend, x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        score = F.conv2d(x, self.weight, padding="same", groups=x.shape[1])
+        before = (self.window - 1) // 2
+        padding = (0, 0, 0, 0, before, self.window - 1 - before)
+        rivals = F.pad(score, padding, value=-torch.inf).unfold(1, self.window, 1)
+        share = rivals.softmax(dim=-1)[..., before]
+        return x * share * rivals.isfinite().sum(dim=-1)
+
+
+def binomial(size: int) -> Tensor:
+    """Binomial weights of odd length, summing to 1."""
+    weights = torch.ones(1)
+    for _ in range(size - 1):
+        weights = F.pad(weights, (1, 0)) + F.pad(weights, (0, 1))
+    return weights / weights.sum()

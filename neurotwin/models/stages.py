@@ -1,0 +1,162 @@
+"""What flows between the stages of a model, the base of all stages, and how time and memory are laid out.
+
+Everything maps clips (B, C, T, H, W) to clips and is *dense and valid in time*: there is an output for every frame that
+has enough frames before it, so T shrinks by a stage's `context`. A stride over time in the config does not thin the
+output; it becomes `Maps.step`, the distance in frames between the taps of every later layer, which gives for each frame
+what a strided network gives for a window that ends there.
+
+Tensors are channels-last in memory: folding time into the batch (:func:`fold_time`) is then free of copies.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ConfigError, NoParams
+
+__all__ = [
+    "Identity",
+    "Maps",
+    "Stage",
+    "channels_last",
+    "fold_time",
+    "inside",
+    "linear",
+    "normal",
+    "per_frame",
+    "time_taps",
+    "unfold_time",
+]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What flows from one stage to the next: the sizes of (B, C, T, H, W) that are known when a model is built.
+
+    Attributes
+    ----------
+    channels, height, width
+        C, H and W, pixels.
+    bin_rate
+        Frames a second, Hz.
+    step
+        Frames between the time taps of a layer: the product of all temporal strides so far.
+    """
+
+    channels: int
+    height: int
+    width: int
+    bin_rate: float
+    step: int = 1
+
+    def resized(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], what: str) -> "Maps":
+        """These maps after a sliding window over space.
+
+        Raises
+        ------
+        ConfigError
+            If no pixel is left.
+        """
+        sizes = zip((self.height, self.width), kernel, stride, padding, strict=True)
+        height, width = ((size + 2 * p - k) // s + 1 for size, k, s, p in sizes)
+        if height < 1 or width < 1:
+            raise ConfigError(
+                f"{what}: a window of {kernel[0]}x{kernel[1]} on maps of {self.height}x{self.width} leaves no pixels; "
+                f"use a smaller kernel_size or stride, here or before, or more padding"
+            )
+        return replace(self, height=height, width=width)
+
+
+class Stage(nn.Module):
+    """Base of the stages of a model.
+
+    Attributes
+    ----------
+    outputs
+        What the stage gives.
+    context
+        Frames that it consumes: T comes out shorter by this.
+    takes_behavior
+        Whether it is called as ``stage(features, behavior)``.
+    is_recurrent
+        Whether it carries a state: it is then called with ``state=`` and returns ``(features, state)``.
+    """
+
+    outputs: Maps
+    context: int = 0
+    takes_behavior: bool = False
+    is_recurrent: bool = False
+
+
+class Identity(Stage):
+    """A stage of type `none`."""
+
+    Params = NoParams
+
+    def __init__(self, params: NoParams, inputs: Maps, **_: object):
+        super().__init__()
+        self.outputs = inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values, channels-last in memory; no copy where they are so already.
+
+    The strides of a single channel say nothing, and torch then takes the layout for channels-first and hands it on.
+    """
+    if x.shape[1] == 1:
+        x = x.squeeze(1)[..., None].permute(0, 4, 1, 2, 3)
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def fold_time(x: Tensor) -> Tensor:
+    """(B, C, T, H, W) to (B·T, C, H, W), channels-last in memory; no copy where the input is so too."""
+    return x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def unfold_time(x: Tensor, clips: int) -> Tensor:
+    """(B·T, C, H, W) back to (B, C, T, H, W)."""
+    return x.unflatten(0, (clips, -1)).transpose(1, 2)
+
+
+def per_frame(function: Callable[..., Tensor], x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    """Apply a function of images to every frame of every clip."""
+    return unfold_time(function(fold_time(x), *args, **kwargs), len(x))
+
+
+def time_taps(x: Tensor, taps: int, step: int) -> list[Tensor]:
+    """The views of a clip that a temporal kernel of `taps` taps meets, oldest first."""
+    length = x.shape[2] - (taps - 1) * step
+    return [x[:, :, tap * step : tap * step + length] for tap in range(taps)]
+
+
+@contextmanager
+def inside(where: str) -> Iterator[None]:
+    """Say in which part of the config an error arose."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+
+
+def normal(*shape: int, std: float, generator: torch.Generator) -> Tensor:
+    """Normal numbers from a generator of one's own: what else has been drawn in the process does not matter."""
+    return torch.randn(shape, generator=generator) * std
+
+
+def linear(
+    inputs: int, outputs: int, *, generator: torch.Generator, bias: bool = True, scale: float = 1.0
+) -> nn.Linear:
+    """A linear layer whose weights have variance scale²/inputs, with a bias of 0."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    with torch.no_grad():
+        layer.weight.copy_(normal(outputs, inputs, std=scale / sqrt(inputs), generator=generator))
+        if bias:
+            layer.bias.zero_()
+    return layer
