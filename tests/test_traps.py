@@ -24,7 +24,7 @@ from neurotwin.metrics.poisson import poisson_nll
 from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 from training import MultiDatasetDM, MultiDatasetModel
-from training.callbacks import SafeCheckpoint
+from training.checkpoints import SafeCheckpoint
 from training.utils import GradientSumStrategy
 
 ROOT = Path(__file__).parent.parent

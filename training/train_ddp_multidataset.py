@@ -38,12 +38,10 @@ from training.callbacks import (
     Interrupted,
     MetricsFile,
     ModelLogging,
-    SafeCheckpoint,
-    SafeCheckpointIO,
     StopSignals,
     TimeBudgetCallback,
-    latest_checkpoint,
 )
+from training.checkpoints import SafeCheckpoint, SafeCheckpointIO, latest_checkpoint
 from training.pl_modules import NonFiniteLossError
 from training.schedulers import SCHEDULES
 from training.utils import (

@@ -13,13 +13,8 @@ import yaml
 
 from neurotwin.data.session import Session
 from training import train_ddp_multidataset as script
-from training.callbacks import (
-    CurriculumCallback,
-    MetricsFile,
-    ModelLogging,
-    SafeCheckpoint,
-    TimeBudgetCallback,
-)
+from training.callbacks import CurriculumCallback, MetricsFile, ModelLogging, TimeBudgetCallback
+from training.checkpoints import SafeCheckpoint
 from training.samplers import ContrastWeightedSampler
 from training.utils import GradientSumStrategy, choose_devices, choose_precision
 

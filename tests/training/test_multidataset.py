@@ -20,7 +20,8 @@ from neurotwin.config import ConfigError, DatasetConfig, ModelConfig
 from neurotwin.data.session import Session
 from neurotwin.models.twin import TwinModel, load_twin
 from training import MultiDatasetDM, MultiDatasetModel
-from training.callbacks import CurriculumCallback, EpochHeartbeat, SafeCheckpoint
+from training.callbacks import CurriculumCallback, EpochHeartbeat
+from training.checkpoints import SafeCheckpoint
 from training.pl_modules import ClipLoader, multidataset_model
 from training.samplers import ClipSampler
 from training.utils import GradientSumStrategy

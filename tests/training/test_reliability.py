@@ -19,7 +19,8 @@ from neurotwin.analysis.compare import compare
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.data.session import Session
 from neurotwin.models.twin import load_twin
-from training.callbacks import Interrupted, MetricsFile, SafeCheckpoint, StopSignals
+from training.callbacks import Interrupted, MetricsFile, StopSignals
+from training.checkpoints import SafeCheckpoint
 from training.pl_modules import NonFiniteLossError
 from training.utils import GradientSumStrategy
 
