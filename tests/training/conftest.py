@@ -104,10 +104,27 @@ class TinyModel(pl.LightningModule):
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
+class Clock(pl.Callback):
+    """Time as it would pass: seconds a step and a validation take."""
+
+    def __init__(self, step: float, validation: float) -> None:
+        self.now, self.step, self.validation, self.validations = 0.0, step, validation, 0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def on_train_batch_end(self, *_) -> None:
+        self.now += self.step
+
+    def on_validation_end(self, *_) -> None:
+        self.now += self.validation
+        self.validations += 1
+
+
 @pytest.fixture
 def tiny() -> SimpleNamespace:
     """The classes above, for tests that vary them."""
-    return SimpleNamespace(Model=TinyModel, Loader=TinyLoader, Data=TinyData)
+    return SimpleNamespace(Model=TinyModel, Loader=TinyLoader, Data=TinyData, Clock=Clock)
 
 
 @pytest.fixture

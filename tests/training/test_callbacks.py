@@ -1,4 +1,4 @@
-"""Lines of life, the time budget by a clock of its own, the curriculum's watch, and checkpoints that resume exactly."""
+"""Lines of life, the time budget by a clock of its own, the curriculum's watch, figures."""
 
 import logging
 import re
@@ -62,48 +62,37 @@ def test_the_loss_of_a_line_is_that_of_the_batch(fit, tiny, lines):
 # --- time budget ----------------------------------------------------------------------------------------------------
 
 
-class Clock(pl.Callback):
-    """Time as it would pass: seconds a step and a validation take."""
+@pytest.fixture
+def within_budget(fit, tiny):
+    """Train within a budget, each step and validation of a given length."""
 
-    def __init__(self, step: float, validation: float) -> None:
-        self.now, self.step, self.validation, self.validations = 0.0, step, validation, 0
+    def run(*, minutes: float, steps: int, step: float, validation: float):
+        clock = tiny.Clock(step, validation)
+        trainer = fit(clock, TimeBudgetCallback(minutes, clock), epochs=50, steps=steps)
+        assert clock.now <= 60 * minutes
+        return trainer, clock
 
-    def __call__(self) -> float:
-        return self.now
-
-    def on_train_batch_end(self, *_) -> None:
-        self.now += self.step
-
-    def on_validation_end(self, *_) -> None:
-        self.now += self.validation
-        self.validations += 1
+    return run
 
 
-def within_budget(fit, *, minutes: float, steps: int, step: float, validation: float):
-    clock = Clock(step, validation)
-    trainer = fit(clock, TimeBudgetCallback(minutes, clock), epochs=50, steps=steps)
-    assert clock.now <= 60 * minutes
-    return trainer, clock
-
-
-def test_training_stops_in_time_for_the_last_validation_and_uses_the_time(fit):
-    trainer, clock = within_budget(fit, minutes=10, steps=100, step=1.0, validation=60.0)
+def test_training_stops_in_time_for_the_last_validation_and_uses_the_time(within_budget):
+    trainer, clock = within_budget(minutes=10, steps=100, step=1.0, validation=60.0)
     # Three epochs take 480 s; 1.2 * 60 + 0.02 * 600 = 84 s are kept of the 120 that are left.
     assert (trainer.global_step, clock.validations, clock.now) == (336, 4, 576)
 
 
-def test_before_a_validation_was_timed_half_of_the_budget_is_kept_for_it(fit):
-    trainer, clock = within_budget(fit, minutes=10, steps=1000, step=1.0, validation=299.0)
+def test_before_a_validation_was_timed_half_of_the_budget_is_kept_for_it(within_budget):
+    trainer, clock = within_budget(minutes=10, steps=1000, step=1.0, validation=299.0)
     assert (trainer.global_step, clock.validations) == (300, 1)
 
 
-def test_no_second_validation_after_one_that_used_up_the_time(fit):
-    trainer, clock = within_budget(fit, minutes=10, steps=100, step=1.0, validation=230.0)
+def test_no_second_validation_after_one_that_used_up_the_time(within_budget):
+    trainer, clock = within_budget(minutes=10, steps=100, step=1.0, validation=230.0)
     assert (trainer.global_step, clock.validations) == (100, 1)
 
 
-def test_time_left_to_train_on_is_not_given_up(fit):
-    trainer, _ = within_budget(fit, minutes=1000, steps=4, step=1.0, validation=1.0)
+def test_time_left_to_train_on_is_not_given_up(within_budget):
+    trainer, _ = within_budget(minutes=1000, steps=4, step=1.0, validation=1.0)
     assert trainer.current_epoch == 50
 
 

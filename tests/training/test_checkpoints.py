@@ -75,7 +75,7 @@ def test_a_metric_that_is_not_logged_is_an_error(fit, tmp_path):
 def test_a_run_that_a_time_budget_cut_short_goes_on_where_it_was(fit, tiny, tmp_path):
     whole, model = tiny.Model(), tiny.Model()
     end = end_of(fit(SafeCheckpoint(tmp_path / "whole"), model=whole), SafeCheckpoint(tmp_path))[:-1]
-    clock = Clock(1.0, 1.5)
+    clock = tiny.Clock(1.0, 1.5)
     fit(clock, TimeBudgetCallback(10 / 60, clock), SafeCheckpoint(tmp_path / "cut"), model=model)
     assert model.seen == whole.seen[:6]
     resumed = tiny.Model()
