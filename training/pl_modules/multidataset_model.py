@@ -171,7 +171,7 @@ class MultiDatasetModel(pl.LightningModule):
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Draw dropout and sampled readouts from (seed, step, process): a resumed run draws the same."""
         state = np.random.SeedSequence((self.seed, self._step, self.trainer.global_rank)).generate_state(1, np.uint64)
-        # Not torch.manual_seed: where CUDA is not in use it keeps every call, with its traceback, for later.
+        # Not torch.manual_seed: where CUDA is not in use it formats a traceback each time, for later.
         torch.default_generator.manual_seed(int(state[0]))
         if self.device.type == "cuda":
             torch.cuda.manual_seed(int(state[0]))
