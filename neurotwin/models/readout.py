@@ -99,7 +99,7 @@ class GaussianReadout(Readout):
         self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
 
     def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        return torch.einsum("btuc,uc->btu", pooled(x, self.weights(shift)), self.features)
+        return (pooled(x, self.weights(shift)) * self.features).sum(dim=-1)
 
     def weights(self, shift: Tensor | None = None) -> Tensor:
         """The Gaussians, (..., U, H, W), each of sum 1; one for each shift (B, T, 2): (B, T, ..., U, H, W)."""
@@ -147,7 +147,7 @@ class GaussianEIReadout(GaussianReadout):
     def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         n_units = self.features.shape[1]
         maps = pooled(x, self.weights(shift).flatten(-4, -3)).unflatten(2, (2, n_units))
-        excitation, inhibition = torch.einsum("bteuc,euc->ebtu", maps, self.features.abs())
+        excitation, inhibition = (maps * self.features.abs()).sum(dim=-1).unbind(dim=2)
         return excitation - inhibition
 
 
@@ -183,7 +183,7 @@ class FactorizedReadout(Readout):
         mask = self.mask
         if self.normalize:
             mask = mask / mask.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-        return torch.einsum("btuc,uc->btu", pooled(x, mask), self.features)
+        return (pooled(x, mask) * self.features).sum(dim=-1)
 
 
 class PointReadout(Readout):
