@@ -30,8 +30,8 @@ INTRODUCTION = """\
 Sizes on the {sessions} demo sessions with {units} units in all, frames of {size} x {size} pixels at {rate:g} Hz and
 {behavior} behaviour variables. *Core*: parameters that all sessions share. *Per unit*: those of the sessions' own
 adapters, readouts, histories and baselines, divided by the units. The receptive field is that of one feature, before
-memory. Operations are the multiplications and additions of the forward pass for one more predicted bin. `neurotwin
-inspect` says the same for your own sessions, layer by layer.
+memory. Operations are the multiplications and additions of the convolutions and matrix products for one more predicted
+bin. `neurotwin inspect` says the same for your own sessions, layer by layer.
 """
 
 
