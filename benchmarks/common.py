@@ -35,6 +35,7 @@ from neurotwin.metrics.poisson import poisson_nll
 from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 from training import MultiDatasetDM, MultiDatasetModel
+from training.callbacks import StopSignals
 from training.utils import GradientSumStrategy, keep_freed_memory, quiet_lightning
 
 __all__ = [
@@ -288,8 +289,9 @@ def fit(
     clock = StepClock()
     trainer = pl.Trainer(
         accelerator="cpu", devices=processes, strategy=GradientSumStrategy() if processes > 1 else "auto",
-        max_epochs=1, gradient_clip_val=1.0, callbacks=[clock], logger=False, use_distributed_sampler=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        max_epochs=1, gradient_clip_val=1.0, callbacks=[clock, StopSignals()], logger=False,
+        use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, data)
     return np.diff(clock.ends[skip:]).tolist()

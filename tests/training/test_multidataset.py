@@ -158,6 +158,19 @@ def test_the_count_is_that_of_all_processes_and_micro_batches(configs):
     assert count(1, 1, 12) == count(2, 1, 6) == count(1, 2, 6) == count(3, 2, 2)
 
 
+def test_a_session_goes_to_as_few_processes_as_can_be(configs):
+    data = make_data(configs)
+    settings = {"n_clips": len(data.table), "batch_size": 4, "steps_per_epoch": 6, "seed": 0, "world_size": 2}
+    samplers = [ClipSampler(**settings, rank=rank) for rank in (0, 1)]
+    for step in range(6):
+        parts = [ClipLoader(data.table, sampler, context=4).batch(step).batches for sampler in samplers]
+        rows = samplers[0].global_indices(step)
+        expected = zip(data.table.session[rows].tolist(), data.table.start[rows].tolist(), strict=True)
+        assert sorted((b.session, first) for own in parts for b in own for first in b.bins.tolist()) == sorted(expected)
+        first, second = ({b.session for b in own} for own in parts)
+        assert max(first) <= min(second)
+
+
 def test_accumulated_micro_batches_equal_one_batch(configs):
     """Without batch statistics, which differ by micro-batch."""
     model = copy.deepcopy(MODEL)

@@ -106,10 +106,16 @@ class ClipLoader:
         self.sampler.load_state_dict(state)
 
     def batch(self, step: int) -> TrainingBatch:
-        """This process's part of micro-batch `step` of the run."""
+        """This process's part of micro-batch `step` of the run.
+
+        The clips of a step are dealt session by session: a session costs every process that has a clip of it.
+        """
         rows = np.concatenate([self.sampler.global_indices(s) for s in self._optimizer_step(step)])
+        clips = self.sampler.global_indices(step)
+        clips = clips[np.argsort(self.table.session[clips], kind="stable")]
+        own = np.array_split(clips, self.sampler.world_size)[self.sampler.rank]
         batch = TrainingBatch(
-            self.table.batches(self.sampler.indices(step), context=self.context, shown=self.shown),
+            self.table.batches(own, context=self.context, shown=self.shown),
             count=int(self.table.count[rows].sum()),
             sessions=tuple(np.unique(self.table.session[rows]).tolist()),
         )
