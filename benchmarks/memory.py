@@ -35,7 +35,7 @@ def measure(folder: Path, quick: bool) -> Result:
 def after_training(folder: str, count: int, quick: bool) -> float:
     """Memory of this process after some steps, MB."""
     configs = recordings(Path(folder), quick)[:count]
-    fit(configs, cases(quick)["a"].model, steps=2 if quick else 15, batch_size=64 if quick else 256, clip_len=16)
+    fit(configs, cases(quick)["a"].model, steps=2 if quick else 60, batch_size=64 if quick else 128, clip_len=16)
     return private_memory()
 
 
