@@ -269,24 +269,30 @@ def draw_batches(sessions: Sequence[Prepared], *, predictions: int, length: int,
 
 
 class StepClock(pl.Callback):
-    """When each optimizer step of a run ended, s."""
+    """Seconds of each optimizer step of a run, from the end of the one before; `between` is called then, uncounted."""
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, between: Callable[[], Any]) -> None:
+        self.seconds: list[float] = []
+        self._between, self._since = between, time.perf_counter()
 
     def on_train_batch_end(self, *_: object) -> None:
         """Look at the clock."""
-        self.ends.append(time.perf_counter())
+        self.seconds.append(time.perf_counter() - self._since)
+        self._between()
+        self._since = time.perf_counter()
 
 
 def fit(
     configs: Sequence[DatasetConfig], model: Mapping[str, Any], *, steps: int, batch_size: int, clip_len: int = 32,
-    processes: int = 1, skip: int = 2,
+    processes: int = 1, between: Callable[[], Any] = lambda: None,
 ) -> list[float]:  # fmt: skip
-    """Train as the training script does, without its files; seconds of each step after the first and `skip` more."""
-    data = MultiDatasetDM(configs, batch_size=batch_size, clip_len=clip_len, steps_per_epoch=steps + skip + 1)
+    """Train as the training script does, without its files; seconds of each step after the first 3.
+
+    `between` is called after every step, and its time not counted.
+    """
+    data = MultiDatasetDM(configs, batch_size=batch_size, clip_len=clip_len, steps_per_epoch=3 + steps)
     module = MultiDatasetModel(ModelConfig.model_validate(model), data.specs, mean_counts=data.mean_counts())
-    clock = StepClock()
+    clock = StepClock(between)
     trainer = pl.Trainer(
         accelerator="cpu", devices=processes, strategy=GradientSumStrategy() if processes > 1 else "auto",
         max_epochs=1, gradient_clip_val=1.0, callbacks=[clock, StopSignals()], logger=False,
@@ -294,7 +300,7 @@ def fit(
         enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     trainer.fit(module, data)
-    return np.diff(clock.ends[skip:]).tolist()
+    return clock.seconds[3:]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import prepare
 from training.pl_modules.multidataset_dm import ordered_map
 
-from .common import Result, Target, Trainee, cases, draw_batches, fit, interleaved, main, write_sessions
+from .common import Result, Target, Trainee, cases, draw_batches, fit, main, write_sessions
 
 __all__ = ["TARGETS", "measure"]
 
@@ -24,19 +24,25 @@ TARGETS = {
 
 def measure(folder: Path, quick: bool) -> Result:
     """Steps of a run, with loader and framework, and of the model alone on batches held in memory, in turns."""
-    rows, figures = [], {}
+    rows, figures, steps = [], {}, {"a": 40, "b": 16}
     for key, case in cases(quick).items():
         configs = write_sessions(folder, 3, bins=3600, size=case.size, lags=case.lags)
         sessions = prepare(configs)
         trainee, length = Trainee(case.model, sessions), case.lengths[-1]
         shape = {"predictions": case.predictions, "length": length, "context": trainee.twin.context}
-        held = cycle([draw_batches(sessions, seed=seed, **shape) for seed in range(4)])
-        run, alone = [], []
-        for _ in range(1 if quick else 4):
-            steps = fit(configs, case.model, steps=2 if quick else 10, batch_size=case.predictions, clip_len=length)
-            run.append(statistics.median(steps))
-            alone.append(interleaved({0: lambda held=held, step=trainee.step: step(next(held))}, repeats=10)[0])
-        figures[key] = 100 * statistics.median(1 - model / whole for model, whole in zip(alone, run, strict=True))
+        held, alone = cycle([draw_batches(sessions, seed=seed, **shape) for seed in range(4)]), []
+
+        def step_alone(trainee=trainee, held=held, alone=alone) -> None:
+            began = time.perf_counter()
+            trainee.step(next(held))
+            alone.append(time.perf_counter() - began)
+
+        run = fit(
+            configs, case.model, steps=2 if quick else steps[key], batch_size=case.predictions, clip_len=length,
+            between=step_alone,
+        )  # fmt: skip
+        alone = alone[-len(run) :]
+        figures[key] = 100 * (1 - statistics.median(model / whole for model, whole in zip(alone, run, strict=True)))
         rows += [(f"{case.name}: step of a run", 1000 * statistics.median(run))]
         rows += [(f"{case.name}: the model alone", 1000 * statistics.median(alone))]
     rate = gathering(sessions, context=17, batches=4 if quick else 400)
