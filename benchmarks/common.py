@@ -261,11 +261,13 @@ class Trainee:
         return loss
 
 
-def draw_batches(sessions: Sequence[Prepared], *, predictions: int, length: int, context: int, seed: int = 0):
+def draw_batches(
+    sessions: Sequence[Prepared], *, predictions: int, length: int, context: int, seed: int = 0, shown: bool = True
+) -> list[Batch]:
     """One training batch, clips drawn at random."""
     table = clip_table(sessions, "train", length=length)
     rows = np.random.default_rng(seed).choice(len(table), max(1, predictions // table.length), replace=False)
-    return table.batches(rows, context=context)
+    return table.batches(rows, context=context, shown=shown)
 
 
 class StepClock(pl.Callback):

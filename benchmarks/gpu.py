@@ -1,20 +1,18 @@
 """The resnet on a GPU in bfloat16, stimuli on the device: predictions a second, arithmetic, waiting for the host."""
 
 import warnings
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from neurotwin.batch import Batch
-from neurotwin.data.clips import clip_table, show
+from neurotwin.data.clips import show
 from neurotwin.data.prepare import prepare
 
-from .common import Result, Target, Trainee, cases, interleaved, main, write_sessions
+from .common import Result, Target, Trainee, cases, draw_batches, interleaved, main, write_sessions
 
 __all__ = ["TARGETS", "measure"]
 
@@ -34,9 +32,8 @@ def measure(folder: Path, quick: bool) -> Result:
     sessions = prepare(write_sessions(folder, 2, bins=9000, size=case.size, lags=case.lags))
     trainee = Trainee(case.model, sessions, device="cuda")
     sources = [torch.tensor(prepared.source, device="cuda") for prepared in sessions]
-    table = clip_table(sessions, "train", length=case.lengths[-1])
-    rows = np.random.default_rng(0).choice(len(table), predictions // table.length, replace=False)
-    batches = [batch.pin_memory() for batch in table.batches(rows, context=trainee.twin.context, shown=False)]
+    shape = {"predictions": predictions, "length": case.lengths[-1], "context": trainee.twin.context}
+    batches = [batch.pin_memory() for batch in draw_batches(sessions, shown=False, **shape)]
     left, right = torch.rand(2, size, size, device="cuda", dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as counter, torch.autocast("cuda", torch.bfloat16):
         trainee.step(moved(batches, sources))
@@ -66,8 +63,7 @@ def step(trainee: Trainee, batches: list[Batch], sources: list[Tensor], times: i
 
 def moved(batches: list[Batch], sources: list[Tensor]) -> list[Batch]:
     """Batches on the device, with the frames of the sources there."""
-    there = [batch.to("cuda") for batch in batches]
-    return [replace(batch, stimulus=show(sources[batch.session], batch.frames)) for batch in there]
+    return [show(batch.to("cuda"), sources[batch.session]) for batch in batches]
 
 
 def products(left: torch.Tensor, right: torch.Tensor, times: int) -> None:

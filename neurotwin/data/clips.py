@@ -6,7 +6,7 @@ a clip that would outrun its stretch keeps its size, and the bins beyond are mas
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,16 +50,15 @@ def gather(
     bins = starts[:, None] + np.arange(-before, length)
     inside = np.clip(bins, prepared.run_start[starts][:, None], prepared.run_stop[starts][:, None] - 1)
     seen, predicted = inside[:, before - context :], inside[:, before:]
-    frames = torch.from_numpy(prepared.frame[seen])
     mask = prepared.mask[predicted] & (bins[:, before:] < stops[:, None])[..., None]
     exposure = None if prepared.exposure is None else torch.from_numpy(prepared.exposure[predicted][..., None])
     history = None
     if prepared.n_history:
         history = torch.from_numpy(prepared.spikes[inside[:, before - prepared.n_history :]])
-    return Batch(
+    batch = Batch(
         session=0,
-        stimulus=show(prepared.source, frames) if shown else None,
-        frames=None if shown else frames,
+        stimulus=None,
+        frames=torch.from_numpy(prepared.frame[seen]),
         behavior=None if prepared.behavior is None else torch.from_numpy(prepared.behavior[seen]),
         spikes=torch.from_numpy(prepared.spikes[predicted]),
         mask=torch.from_numpy(mask),
@@ -67,12 +66,16 @@ def gather(
         history=history,
         bins=torch.from_numpy(starts),
     )
+    return show(batch, prepared.source) if shown else batch
 
 
-def show(source: np.ndarray | Tensor, frames: Tensor) -> Tensor:
-    """The frames (B, T) of a source (N, H, W) or (N, C, H, W), on its device: (B, C, T, H, W)."""
-    x = source[frames] if isinstance(source, Tensor) else torch.from_numpy(np.take(source, frames.numpy(), axis=0))
-    return (x[:, :, None] if x.ndim == 4 else x).transpose(1, 2)
+def show(batch: Batch, source: np.ndarray | Tensor) -> Batch:
+    """The batch with the stimulus that its `frames` are in a source (N, H, W) or (N, C, H, W), on the same device."""
+    if isinstance(source, Tensor):
+        x = source[batch.frames]
+    else:
+        x = torch.from_numpy(np.take(source, batch.frames.numpy(), axis=0))
+    return replace(batch, stimulus=(x[:, :, None] if x.ndim == 4 else x).transpose(1, 2), frames=None)
 
 
 def usable_runs(prepared: Prepared, split: str) -> np.ndarray:

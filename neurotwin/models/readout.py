@@ -236,7 +236,7 @@ class PointReadout(Readout):
         else:
             moved = points[:, None] + shift[:, :, None].to(points.dtype)
             sampled = _sampled(fold_time(x), moved.flatten(0, 1)).unflatten(0, (clips, frames)).transpose(1, 2)
-        return torch.einsum("bctu,uc->btu", sampled, self.features)
+        return (sampled * self.features.t()[:, None]).sum(dim=1)
 
 
 class AttentionReadout(Readout):

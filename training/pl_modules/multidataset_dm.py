@@ -110,9 +110,9 @@ class ClipLoader:
 
         The clips of a step are dealt session by session: a session costs every process that has a clip of it.
         """
-        rows = np.concatenate([self.sampler.global_indices(s) for s in self._optimizer_step(step)])
-        clips = self.sampler.global_indices(step)
-        clips = clips[np.argsort(self.table.session[clips], kind="stable")]
+        drawn = {s: self.sampler.global_indices(s) for s in self._optimizer_step(step)}
+        rows = np.concatenate(list(drawn.values()))
+        clips = drawn[step][np.argsort(self.table.session[drawn[step]], kind="stable")]
         own = np.array_split(clips, self.sampler.world_size)[self.sampler.rank]
         batch = TrainingBatch(
             self.table.batches(own, context=self.context, shown=self.shown),
@@ -279,9 +279,7 @@ class MultiDatasetDM(pl.LightningDataModule):
 
         def move(part: Batch) -> Batch:
             part = part.to(device)
-            if part.frames is None:
-                return part
-            return replace(part, stimulus=show(self._stimuli[part.session], part.frames), frames=None)
+            return part if part.frames is None else show(part, self._stimuli[part.session])
 
         return batch.map(move) if isinstance(batch, TrainingBatch) else move(batch)
 
@@ -325,11 +323,13 @@ class MultiDatasetDM(pl.LightningDataModule):
 
     def _place_stimuli(self) -> bool:
         """Whether the stimuli are on the device; they are put there if they should be."""
+        if self._stimuli:
+            return True
         device, wanted = self._device(), self.on_device
-        if wanted is None and device.type == "cuda" and not self._stimuli:
+        if wanted is None and device.type == "cuda":
             size = sum(prepared.source.nbytes for prepared in self.sessions)
             wanted = 2 * size <= torch.cuda.mem_get_info(device)[0]
-        if wanted and not self._stimuli:
+        if wanted:
             self._stimuli = [torch.tensor(prepared.source, device=device) for prepared in self.sessions]
         return bool(self._stimuli)
 
