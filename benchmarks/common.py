@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.config import DatasetConfig, ModelConfig
 from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import Prepared

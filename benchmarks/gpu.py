@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.data.clips import show
 from neurotwin.data.prepare import prepare
 

@@ -1,6 +1,6 @@
 """Digital twins of visual neurons: one shared core, one readout for each recording session."""
 
-from .batch import Batch
+from .clip import Batch
 from .config import load_dataset_configs, load_model_config
 from .data.session import Session
 from .models.spec import SessionSpec

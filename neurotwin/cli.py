@@ -18,7 +18,7 @@ from .data.formats import read_session
 from .data.prepare import prepare
 from .data.session import SPLITS, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
-from .data.tensorfile import TensorFileError
+from .tensorfile import TensorFileError
 from .models.spec import SessionSpec
 from .models.twin import CheckpointError, TwinModel, check_run, load_twin
 

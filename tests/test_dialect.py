@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.config import PARAMS, ConfigError, DatasetConfig, ModelConfig, Params, Strict, load_dataset_configs
 from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import TwinModel

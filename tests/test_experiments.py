@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.config import ModelConfig, TransformConfig, load_dataset_configs, load_model_config
 from neurotwin.data.clips import gather, usable_runs
 from neurotwin.data.prepare import Prepared, prepare

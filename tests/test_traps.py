@@ -15,7 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 import neurotwin.data.clips as clips_module
 import training.regularizers as regularizers_module
 from neurotwin.analysis.evaluate import evaluate
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.config import PARAMS, DatasetConfig, ModelConfig
 from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import Prepared, prepare_session

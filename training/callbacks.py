@@ -1,6 +1,6 @@
 """Callbacks of a run: lines that show life, metrics, ends in good order, the curriculum's watch, figures.
 
-Lines go through `logging` on process 0. A batch is anything whose ``batches`` are :class:`~neurotwin.batch.Batch`.
+Lines go through `logging` on process 0. A batch is anything whose ``batches`` are :class:`~neurotwin.clip.Batch`.
 """
 
 import csv
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from neurotwin.analysis import plots
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.data.clips import stream
 from neurotwin.models.layers import Kernel
 from neurotwin.models.readout import FactorizedReadout, GaussianReadout, LinearReadout

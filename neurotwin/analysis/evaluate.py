@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import Batch
+from ..clip import Batch
 from ..data.clips import stream
 from ..data.prepare import Prepared
 from ..metrics.poisson import PoissonSums, summarize

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import Batch
+from ..clip import Batch
 from ..models.twin import TwinModel
 
 __all__ = ["GratingTuning", "drifting_grating", "grating_tuning", "most_exciting_image", "receptive_field", "responses"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..batch import Batch
+from ..clip import Batch
 from ..data.prepare import Prepared
 from ..data.session import SPLITS
 from ..models.blocks import Block

@@ -38,9 +38,11 @@ from .components import (
 from .dataset import FILTERS, TRANSFORMS, DatasetConfig, Lags, MissingPct, Op, TransformConfig, ValidLags
 from .files import ParentConfig, json_schemas, load_dataset_configs, load_model_config
 from .model import BaselineConfig, ModelConfig, RegularizerConfig, ScheduleConfig
+from .registry import KINDS, define, register, registered
 
 __all__ = [
     "FILTERS",
+    "KINDS",
     "PARAMS",
     "TRANSFORMS",
     "ActParams",
@@ -89,8 +91,11 @@ __all__ = [
     "TemporalBasisParams",
     "TransformConfig",
     "ValidLags",
+    "define",
     "json_schemas",
     "load_dataset_configs",
     "load_model_config",
     "nearest",
+    "register",
+    "registered",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import Batch
+from ..clip import Batch
 from .prepare import Prepared
 from .session import SPLITS
 from .transforms import runs_of
@@ -116,7 +116,7 @@ class ClipTable:
         return len(self.start)
 
     def batches(self, rows: np.ndarray, *, context: int, shown: bool = True) -> list[Batch]:
-        """The clips of some rows, one :class:`~neurotwin.batch.Batch` a session, sessions in ascending order."""
+        """The clips of some rows, one :class:`~neurotwin.clip.Batch` a session, sessions in ascending order."""
         batches = []
         for index in np.unique(self.session[rows]):
             part = rows[self.session[rows] == index]

@@ -22,7 +22,7 @@ from .formats import as_session_file
 from .masks import valid_counts
 from .session import SPLITS, Session, SessionError
 from .split import split_bins
-from .tensorfile import TensorFileError, load_arrays, save_arrays, verify_arrays
+from ..tensorfile import TensorFileError, load_arrays, save_arrays
 from .transforms import apply_pipelines, behavior_names, exposed_shapes, fit_pipelines, pixel_scale, runs_of
 
 __all__ = ["Prepared", "outline", "prepare", "prepare_session"]
@@ -215,18 +215,18 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     file's size or time of change is not the one noted, in ``NAME.checked.json``, when that was last done.
     """
     path, folder = _session_file(config, cache_dir)
-    session = Session.load(path)
+    session = Session.load(path, verify=False)
     key = _key(path, config, dtype)
     cached = folder / f"{config.session}-{key}.safetensors"
     try:
         if cached.exists():
             _verify_changed(path, cached)
         else:
-            verify_arrays(path)
+            load_arrays(path)
             arrays, metadata = _compute(session, config, dtype)
             save_arrays(cached, arrays, metadata)
             _note(path, cached)
-        arrays, metadata = load_arrays(cached)
+        arrays, metadata = load_arrays(cached, verify=False)
     except TensorFileError as error:
         cure = "; delete it, it will be prepared again" if str(cached) in str(error) else ""
         raise SessionError(f"{error}{cure}") from None
@@ -266,10 +266,10 @@ def _session_file(config: DatasetConfig, cache_dir: str | Path | None = None) ->
 
 
 def _outline_session(config: DatasetConfig) -> Prepared:
-    session = Session.load(_session_file(config)[0])
+    session = Session.load(_session_file(config)[0], verify=False)
     columns, scale = _unit_columns(session, config), pixel_scale(config)
     _types(session, config)
-    signals = {**session.behavior, "robs": session.spikes, "unit_ids": session.unit_ids, "stim": session.stimulus}
+    signals = {**session.behavior, "robs": session.responses, "unit_ids": session.unit_ids, "stim": session.stimulus}
     try:
         frames, names = exposed_shapes(config, signals).get("stim"), behavior_names(config, signals)
     except ValueError as error:
@@ -300,7 +300,7 @@ def _verify_changed(source: Path, cached: Path) -> None:
     changed = [path for role, path in (("source", source), ("cached", cached)) if noted.get(role) != _stamp(path)]
     for path in changed:
         logger.info("comparing %s with its checksum", path)
-        verify_arrays(path)
+        load_arrays(path)
     if changed:
         with suppress(OSError):  # a cache that cannot be written is checked at every start
             _note(source, cached)
@@ -322,7 +322,7 @@ def _stamp(path: Path) -> list[int]:
 
 def _key(path: Path, config: DatasetConfig, dtype: str) -> str:
     """Hash of the source's content and of all that the prepared arrays depend on."""
-    source = load_arrays(path)[1]["digest"]
+    source = load_arrays(path, verify=False)[1]["digest"]
     settings = config.model_dump(mode="json", by_alias=True, exclude=_LABELS)
     text = json.dumps([_VERSION, source, settings, dtype], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -356,7 +356,7 @@ def _compute(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[
     split = split_bins(config, name=config.session, trial=session.trial[first], usable=usable, labels=labels)
 
     signals: dict[str, np.ndarray] = {key: averaged(value) for key, value in session.behavior.items()}
-    signals["robs"] = summed(session.spikes)
+    signals["robs"] = summed(session.responses)
     signals["unit_ids"] = session.unit_ids
     scale = pixel_scale(config)
     frames = first + factor - 1

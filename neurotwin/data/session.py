@@ -1,49 +1,121 @@
 """One recording session: what was shown, what the units did, how the animal behaved."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .tensorfile import TensorFileError, load_arrays, save_arrays
+from ..tensorfile import TensorFileError, blocks, load_arrays, save_arrays
 
-__all__ = ["SPLITS", "Session", "SessionError"]
+__all__ = ["SPLITS", "Session", "SessionError", "Streamed", "frame_shape", "whole_numbers"]
 
 SPLITS = ("train", "val", "test")
-_FORMAT = "neurotwin-session-1"
+_FORMAT = "neurotwin-session-2"
+_LARGEST = 1e7  # of a response: no unit spikes so often in a bin, and float32 sums lose their digits
+_PER_BIN = ("exposure", "true_rate", "missing_pct")
 
 
 class SessionError(ValueError):
     """A session is not usable as it stands; the message names it and the cure."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """An array that lies elsewhere and is read in pieces along its first axis, never whole.
+
+    Any array of a :class:`Session` may be one, so that a recording larger than memory can be converted.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the array.
+    read
+        Called with the first and one past the last index, returns that part.
+
+    Examples
+    --------
+    >>> squares = Streamed((1000,), np.dtype(np.int64), lambda start, stop: np.arange(start, stop) ** 2)
+    >>> squares[3:6].tolist(), len(squares)
+    ([9, 16, 25], 1000)
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[int, int], np.ndarray]
+
+    @classmethod
+    def of_parts(cls, lengths: Sequence[int], load: Callable[[int], np.ndarray], like: np.ndarray) -> "Streamed":
+        """The concatenation of parts, each loaded when it is needed; `like` has the shape of a row and the type.
+
+        The part read last is kept, because pieces are usually asked for in order.
+        """
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        kept: dict[int, np.ndarray] = {}
+
+        def read(start: int, stop: int) -> np.ndarray:
+            pieces = [np.empty((0, *like.shape), like.dtype)]
+            for part in range(np.searchsorted(bounds, start, side="right") - 1, len(lengths)):
+                if bounds[part] >= stop:
+                    break
+                if part not in kept:
+                    kept.clear()
+                    kept[part] = load(part)
+                first = bounds[part]
+                pieces.append(kept[part][max(start - first, 0) : stop - first])
+            return np.concatenate(pieces)
+
+        return cls((int(bounds[-1]), *like.shape), like.dtype, read)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: slice | tuple) -> np.ndarray:
+        first, *rest = part if isinstance(part, tuple) else (part,)
+        start, stop, step = first.indices(len(self))
+        return self.read(start, stop)[(slice(None, None, step), *rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.read(0, len(self)), dtype)
+
+
+@dataclass(kw_only=True, eq=False)
 class Session:
     """One recording session on a common clock of T bins.
 
-    Movies and single images are alike: an image is one bin, usually a trial of its own. Arrays may be memory-mapped;
-    nothing here copies the stimulus.
+    Movies and single images are alike: an image is one bin, usually a trial of its own. Arrays may be memory-mapped or
+    :class:`Streamed`; nothing here copies the stimulus.
 
     Parameters
     ----------
     name
         Name of the session, also of its file.
     stimulus
-        (T, H, W) or (T, C, H, W), uint8: the frame on the screen in each bin.
-    spikes
-        (T, U): spike count of every unit in every bin (any non-negative number, so deconvolved calcium too).
+        What was shown in each bin, uint8, float16 or float32: (T,) a full field, (T, F) a row of bars or the bands of a
+        spectrogram, (T, H, W) frames, (T, C, H, W) frames of several channels.
+    responses
+        (T, U): what every unit did in every bin. Spike counts, or real numbers such as dF/F or deconvolved calcium,
+        which may lie below zero.
     bin_rate
         Bins a second, in Hz. For single images: presentations a second.
     unit_ids
-        (U,) int: the ids that `cids` of a dataset config refers to. Default 0 to U−1.
+        (U,) ids that `cids` of a dataset config refers to: 64-bit whole numbers, or text. Default 0 to U−1.
     behavior
         Signals by name, each (T,) or (T, K), float32.
     trial
-        (T,) int: trial of every bin; negative means between trials (never predicted, never context). Default: one
-        trial. Bins of equal trial always land in the same split, also where they are not adjacent.
+        (T,) trial of every bin: 64-bit whole numbers, of which negative ones mean between trials (never predicted,
+        never context); or text, which is numbered in the order of appearance. Default: one trial. Bins of equal trial
+        always land in the same split, also where they are not adjacent.
     valid
-        (T,) bool: false where the gaze was lost or the bin must not be used. Default all true.
+        (T,) bool: false where the gaze was lost, the responses were withheld, or the bin must not be used. Default all
+        true.
     stimulus_type
         One name for all, or (T,) names.
     repeat_id
@@ -52,42 +124,50 @@ class Session:
     time
         (T,) float64: start of each bin in s. Only needed where the recording has gaps.
     exposure
-        (T,) float32: number of presentations over which a bin's counts are summed. Loss and metrics use
+        (T,) float32: number of presentations over which a bin's responses are summed. Loss and metrics use
         exposure × rate.
     split
         (T,) names of the split ("train", "val", "test", or "" for none): overrides the drawn split.
     true_rate
-        (T, U) float32: expected counts per bin, where the data are simulated.
+        (T, U) float32: expected response per bin, where the data are simulated.
     missing_pct
         (T, U) float32: estimated percentage of spikes lost to the detection threshold.
     unit_positions
         (U, D) float32: coordinates of the units (cortical or in retinotopic space).
+    unit_labels
+        Labels of the units by name (`area`, `quality`, `layer`), each (U,) text, by which `units` of a dataset config
+        selects.
+    pixels_per_degree
+        Pixels of the stimulus per degree of visual angle, where known.
     subject
         Subject; default the name up to the first underscore.
     info
         Free text labels (`lab`, `eye`, a citation).
+    notes
+        What whoever reads the session should know: what a conversion left out, and why.
 
     Raises
     ------
     SessionError
-        If the arrays do not agree with one another; the message says which, and what to do.
+        If the arrays do not agree with one another, or hold what cannot be stored as it is; the message says which, and
+        what to do.
 
     Examples
     --------
     >>> movie = np.zeros((100, 16, 16), np.uint8)
     >>> counts = np.ones((100, 3), np.uint8)
-    >>> session = Session(name="ada_0501", stimulus=movie, spikes=counts, bin_rate=60.0)
-    >>> session.subject, session.n_units, session.duration
-    ('ada', 3, 1.6666666666666667)
+    >>> session = Session(name="ada_0501", stimulus=movie, responses=counts, bin_rate=60.0)
+    >>> session
+    Session 'ada_0501' of ada: 3 units, 100 bins at 60 Hz (1.7 s), frames 1x16x16, types movie
     """
 
     name: str
     stimulus: np.ndarray
-    spikes: np.ndarray
+    responses: np.ndarray
     bin_rate: float
-    unit_ids: np.ndarray | None = None
+    unit_ids: np.ndarray | Sequence[int] | Sequence[str] | None = None
     behavior: Mapping[str, np.ndarray] = field(default_factory=dict)
-    trial: np.ndarray | None = None
+    trial: np.ndarray | Sequence[int] | Sequence[str] | None = None
     valid: np.ndarray | None = None
     stimulus_type: str | Sequence[str] | np.ndarray = "movie"
     repeat_id: np.ndarray | None = None
@@ -97,24 +177,49 @@ class Session:
     true_rate: np.ndarray | None = None
     missing_pct: np.ndarray | None = None
     unit_positions: np.ndarray | None = None
+    unit_labels: Mapping[str, Sequence[str] | np.ndarray] = field(default_factory=dict)
+    pixels_per_degree: float | None = None
     subject: str = ""
     info: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         n_bins = len(self.stimulus)
-        if self.unit_ids is None and np.ndim(self.spikes) == 2:
-            self.unit_ids = np.arange(np.shape(self.spikes)[1])
-        self.trial = np.zeros(n_bins, np.int32) if self.trial is None else np.asarray(self.trial)
-        self.valid = np.ones(n_bins, bool) if self.valid is None else np.asarray(self.valid)
-        self.repeat_id = np.full(n_bins, -1, np.int32) if self.repeat_id is None else np.asarray(self.repeat_id)
-        self.unit_ids = np.asarray(self.unit_ids)
+        if self.unit_ids is None and np.ndim(self.responses) == 2:
+            self.unit_ids = np.arange(np.shape(self.responses)[1])
+        with self._naming():
+            self.unit_ids = _ids(self.unit_ids, "unit_ids")
+            trial = np.zeros(n_bins, np.int64) if self.trial is None else _ids(self.trial, "trial")
+            self.trial = trial if trial.dtype == np.int64 else _numbered(trial)
+            repeats = np.full(n_bins, -1) if self.repeat_id is None else self.repeat_id
+            self.repeat_id = whole_numbers(repeats, "repeat_id")
+            self.valid = np.ones(n_bins, bool) if self.valid is None else _booleans(self.valid, "valid")
         if isinstance(self.stimulus_type, str):
             self.stimulus_type = np.full(n_bins, self.stimulus_type)
-        self.stimulus_type = np.asarray(self.stimulus_type)
+        self.stimulus_type = np.asarray(self.stimulus_type).astype(str)
         if self.split is not None:
-            self.split = np.asarray(self.split)
+            self.split = np.asarray(self.split).astype(str)
+        self.unit_labels = {key: np.asarray(values).astype(str) for key, values in self.unit_labels.items()}
+        self.notes = tuple(map(str, self.notes))
         self.subject = self.subject or self.name.split("_")[0]
         self.check()
+
+    def __repr__(self) -> str:
+        types = ", ".join(np.unique(self.stimulus_type).tolist())
+        size = "x".join(map(str, self.frame_shape))
+        length = f"{self.duration / 60:.1f} min" if self.duration >= 60 else f"{self.duration:.1f} s"
+        return (
+            f"Session {self.name!r} of {self.subject}: {self.n_units} units, {self.n_bins} bins at {self.bin_rate:g} "
+            f"Hz ({length}), frames {size}, types {types}"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two sessions hold the same values."""
+        if not isinstance(other, Session):
+            return NotImplemented
+        return all(_same(value, getattr(other, key)) for key, value in vars(self).items())
+
+    __hash__ = None  # type: ignore[assignment]
 
     @property
     def n_bins(self) -> int:
@@ -124,7 +229,7 @@ class Session:
     @property
     def n_units(self) -> int:
         """Number of units, U."""
-        return self.spikes.shape[1]
+        return self.responses.shape[1]
 
     @property
     def duration(self) -> float:
@@ -133,41 +238,46 @@ class Session:
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a frame."""
-        shape = self.stimulus.shape[1:]
-        return (1, *shape) if len(shape) == 2 else shape
+        """Channels, height and width of what is shown in a bin; axes that the stimulus does not have count 1."""
+        return frame_shape(self.stimulus.shape[1:])
 
     @classmethod
-    def load(cls, path: str | Path) -> "Session":
+    def load(cls, path: str | Path, *, verify: bool = True) -> "Session":
         """Open a session file; its arrays are memory-mapped.
 
-        Only shapes are checked: values were before the file was written, and its checksum covers them
-        (:func:`~neurotwin.data.tensorfile.verify_arrays`).
+        Parameters
+        ----------
+        path
+            The file.
+        verify
+            Read the file whole and compare its content with its checksum. Preparation, which notes what it has
+            compared, leaves it out.
 
         Raises
         ------
         SessionError
-            If the file is missing, cut off or not a session.
+            If the file is missing, cut off, altered or not a session.
         """
         path = Path(path)
         try:
-            arrays, metadata = load_arrays(path)
+            arrays, metadata = load_arrays(path, verify=verify)
         except FileNotFoundError:
             raise SessionError(f"{path}: no such session file") from None
-        except TensorFileError as error:
+        except (TensorFileError, OSError) as error:
             raise SessionError(str(error)) from None
         if metadata.get("format") != _FORMAT:
-            raise SessionError(f"{path}: not a session file (its format is {metadata.get('format')!r})")
+            raise SessionError(f"{path}: not a session file of this version (its format is {metadata.get('format')!r})")
         behavior = {k.removeprefix("behavior."): v for k, v in arrays.items() if k.startswith("behavior.")}
-        names = np.asarray(metadata["stimulus_types"])
-        split = arrays.get("split")
-        plain = ("trial", "valid", "repeat_id", "time", "exposure", "true_rate", "missing_pct", "unit_positions")
+        names, split = np.asarray(metadata["stimulus_types"]), arrays.get("split")
+        ids = arrays["unit_ids"] if metadata["unit_ids"] is None else np.asarray(metadata["unit_ids"])
+        plain = ("trial", "valid", "repeat_id", "time", *_PER_BIN, "unit_positions")
         session = cls.__new__(cls)
         vars(session).update(
-            name=metadata["name"], subject=metadata["subject"], info=metadata["info"], bin_rate=metadata["bin_rate"],
-            stimulus=arrays["stimulus"], spikes=arrays["spikes"], unit_ids=arrays["unit_ids"], behavior=behavior,
-            stimulus_type=names[arrays["stimulus_type"]],
+            {key: metadata[key] for key in ("name", "subject", "info", "bin_rate", "pixels_per_degree")},
+            stimulus=arrays["stimulus"], responses=arrays["responses"], unit_ids=ids, behavior=behavior,
+            stimulus_type=names[arrays["stimulus_type"]], notes=tuple(metadata["notes"]),
             split=None if split is None else np.asarray(("", *SPLITS))[split],
+            unit_labels={key: np.asarray(values, str) for key, values in metadata["unit_labels"].items()},
             **{key: arrays.get(key) for key in plain},
         )  # fmt: skip
         session._check_shapes()
@@ -177,23 +287,27 @@ class Session:
         """Write the session to one safetensors file, whole or not at all, and return its path."""
         self.check()
         names, codes = np.unique(self.stimulus_type, return_inverse=True)
-        arrays = {
-            "stimulus": self.stimulus, "spikes": self.spikes, "unit_ids": self.unit_ids.astype(np.int64),
-            "trial": self.trial.astype(np.int32), "valid": self.valid.astype(bool),
-            "repeat_id": self.repeat_id.astype(np.int32), "stimulus_type": codes.astype(np.int16),
+        text_ids = self.unit_ids.dtype != np.int64
+        arrays: dict[str, Any] = {
+            "stimulus": self.stimulus, "responses": self.responses, "trial": self.trial, "valid": self.valid,
+            "repeat_id": self.repeat_id, "stimulus_type": codes.astype(np.int32),
+            "unit_ids": np.arange(self.n_units) if text_ids else self.unit_ids,
         }  # fmt: skip
-        for key in ("exposure", "true_rate", "missing_pct", "unit_positions"):
-            if (value := getattr(self, key)) is not None:
-                arrays[key] = np.asarray(value, np.float32)
+        arrays |= {key: _as_float32(getattr(self, key)) for key in _PER_BIN if getattr(self, key) is not None}
+        if self.unit_positions is not None:
+            arrays["unit_positions"] = np.asarray(self.unit_positions, np.float32)
         if self.time is not None:
             arrays["time"] = np.asarray(self.time, np.float64)
         if self.split is not None:
-            codes = {label: code for code, label in enumerate(("", *SPLITS))}
-            arrays["split"] = np.asarray([codes[str(label)] for label in self.split], np.uint8)
-        arrays |= {f"behavior.{key}": np.asarray(value, np.float32) for key, value in self.behavior.items()}
+            order = {label: code for code, label in enumerate(("", *SPLITS))}
+            arrays["split"] = np.asarray([order[label] for label in self.split], np.uint8)
+        arrays |= {f"behavior.{key}": _as_float32(value) for key, value in self.behavior.items()}
         save_arrays(path, arrays, {
             "format": _FORMAT, "name": self.name, "subject": self.subject, "info": dict(self.info),
-            "bin_rate": float(self.bin_rate), "stimulus_types": [str(name) for name in names],
+            "bin_rate": float(self.bin_rate), "stimulus_types": names.tolist(), "notes": list(self.notes),
+            "unit_ids": self.unit_ids.tolist() if text_ids else None,
+            "unit_labels": {key: values.tolist() for key, values in self.unit_labels.items()},
+            "pixels_per_degree": self.pixels_per_degree,
         })  # fmt: skip
         return Path(path)
 
@@ -203,51 +317,183 @@ class Session:
         self._check_values()
 
     def _check_shapes(self) -> None:
-        self._require(
-            self.stimulus.dtype == np.uint8, f"stimulus is {self.stimulus.dtype}; scale it to 0–255 and use uint8"
+        require, shape = self._require, self.stimulus.shape
+        require(
+            bool(re.fullmatch(r"[^/\\\0.][^/\\\0]*", self.name)),
+            "a name must not be empty, begin with a dot, or hold a slash; it is also the name of a file",
         )
-        self._require(
-            self.stimulus.ndim in (3, 4), f"stimulus has shape {self.stimulus.shape}; give (T, H, W) or (T, C, H, W)"
+        require(
+            self.stimulus.dtype in (np.uint8, np.float16, np.float32),
+            f"stimulus is {self.stimulus.dtype}; use uint8 for pixels from 0 to 255, else float32 or float16",
         )
-        self._require(self.n_bins > 0, "it has no bins")
-        self._require(np.ndim(self.spikes) == 2, f"spikes have shape {np.shape(self.spikes)}; give (T, U)")
-        self._require(self.bin_rate > 0, f"bin_rate is {self.bin_rate}; give bins a second, in Hz")
+        require(1 <= len(shape) <= 4, f"stimulus has shape {shape}; give (T,), (T, F), (T, H, W) or (T, C, H, W)")
+        require(
+            not (len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 2, 3, 4)),
+            f"stimulus has shape {shape}, its channels last; give (T, C, H, W): np.moveaxis(stimulus, -1, 1)",
+        )
+        require(min(shape) > 0, f"stimulus has shape {shape}: nothing is shown")
+        require(np.ndim(self.responses) == 2, f"responses have shape {np.shape(self.responses)}; give (T, U)")
+        require(
+            np.dtype(self.responses.dtype).kind in "iufb", f"responses are {self.responses.dtype}; give numbers"
+        )
+        for key in ("bin_rate", "pixels_per_degree"):
+            value = getattr(self, key)
+            known = value is not None or key == "bin_rate"
+            require(
+                not known or (np.isscalar(value) and np.isfinite(value) and value > 0),
+                f"{key} is {value}; give a positive number, {'bins a second, in Hz' if key == 'bin_rate' else 'or None'}",
+            )
         per_bin = {
-            "spikes": self.spikes, "trial": self.trial, "valid": self.valid, "repeat_id": self.repeat_id,
-            "stimulus_type": self.stimulus_type, "time": self.time, "exposure": self.exposure, "split": self.split,
-            "true_rate": self.true_rate, "missing_pct": self.missing_pct,
+            "responses": self.responses, "trial": self.trial, "valid": self.valid, "repeat_id": self.repeat_id,
+            "stimulus_type": self.stimulus_type, "time": self.time, "split": self.split,
+            **{key: getattr(self, key) for key in _PER_BIN},
             **{f"behavior[{key!r}]": value for key, value in self.behavior.items()},
         }  # fmt: skip
         for key, value in per_bin.items():
-            self._require(
+            require(
                 value is None or len(value) == self.n_bins,
                 f"{key} has {0 if value is None else len(value)} bins where the stimulus has {self.n_bins}; "
                 "align them first",
             )
         per_unit = {"unit_ids": self.unit_ids, "unit_positions": self.unit_positions}
-        per_unit |= {
-            key: getattr(self, key).T for key in ("true_rate", "missing_pct") if getattr(self, key) is not None
-        }
+        per_unit |= {f"unit_labels[{key!r}]": values for key, values in self.unit_labels.items()}
         for key, value in per_unit.items():
-            self._require(
+            require(
                 value is None or len(value) == self.n_units,
-                f"{key} covers {0 if value is None else len(value)} units where spikes have {self.n_units}",
+                f"{key} covers {0 if value is None else len(value)} units where responses have {self.n_units}",
+            )
+        for key in ("true_rate", "missing_pct"):
+            value = getattr(self, key)
+            require(
+                value is None or np.shape(value) == np.shape(self.responses),
+                f"{key} has shape {np.shape(value)} where responses have {np.shape(self.responses)}",
             )
 
     def _check_values(self) -> None:
-        self._require(len(np.unique(self.unit_ids)) == self.n_units, "unit_ids repeat; every unit needs its own id")
-        self._require(
-            bool(np.all(np.isfinite(self.spikes))), "spikes hold NaN; set them to 0 and mask the bins with `valid`"
-        )
-        self._require(bool(np.min(self.spikes, initial=0) >= 0), "spikes hold negative counts")
-        if self.exposure is not None:
-            self._require(
-                bool(np.all(np.asarray(self.exposure) > 0)), "exposure must be positive; use `valid` for bins not shown"
+        require = self._require
+        require(len(np.unique(self.unit_ids)) == self.n_units, "unit_ids repeat; every unit needs its own id")
+        for part in blocks(self.responses):
+            require(
+                bool(np.all(np.isfinite(part))), "responses hold NaN; set them to 0 and mask the bins with `valid`"
             )
+            largest = float(np.abs(part, dtype=np.float64).max(initial=0))
+            require(largest <= _LARGEST, f"responses reach {largest:.3g}; no response is so large, scale them")
+        if self.stimulus.dtype != np.uint8:
+            for part in blocks(self.stimulus):
+                require(bool(np.isfinite(part).all()), "stimulus holds NaN or infinite values; set those bins to 0")
+        for key, value in self.behavior.items():
+            kind = np.dtype(value.dtype).kind
+            require(kind in "iufb", f"behavior[{key!r}] is {value.dtype}; give numbers")
+            for part in blocks(value):
+                require(
+                    bool(np.isfinite(part).all()),
+                    f"behavior[{key!r}] holds NaN or infinite values; set them to 0 and mask the bins with `valid`",
+                )
+        if self.time is not None:
+            require(bool(np.isfinite(self.time).all()), "time holds NaN; give the start of each bin in s")
+        if self.exposure is not None:
+            exposure = np.asarray(self.exposure)
+            require(
+                bool((np.isfinite(exposure) & (exposure > 0)).all()),
+                "exposure must be positive; use `valid` for bins not shown",
+            )
+        for key in ("true_rate", "missing_pct", "unit_positions"):
+            for part in blocks(getattr(self, key)) if getattr(self, key) is not None else ():
+                require(bool(np.isfinite(part).all()), f"{key} holds NaN or infinite values")
         if self.split is not None:
-            wrong = set(np.unique(self.split)) - {"", *SPLITS}
-            self._require(not wrong, f"split holds {sorted(wrong)}; use {SPLITS} or an empty string")
+            wrong = set(np.unique(self.split).tolist()) - {"", *SPLITS}
+            require(not wrong, f"split holds {sorted(wrong)}; use {SPLITS} or an empty string")
 
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
             raise SessionError(f"session {self.name!r}: {message}")
+
+    def _naming(self) -> "_Naming":
+        return _Naming(f"session {self.name!r}: ")
+
+
+def frame_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """C, H and W of a bin of shape (), (F,), (H, W) or (C, H, W): bars are rows of one column.
+
+    Examples
+    --------
+    >>> frame_shape(()), frame_shape((31,)), frame_shape((28, 36)), frame_shape((3, 28, 36))
+    ((1, 1, 1), (1, 31, 1), (1, 28, 36), (3, 28, 36))
+    """
+    channels, size = (shape[0], tuple(shape[1:])) if len(shape) == 3 else (1, tuple(shape))
+    return (channels, *size, *(1,) * (2 - len(size)))
+
+
+def whole_numbers(values: Any, what: str) -> np.ndarray:
+    """Values as int64, unchanged.
+
+    Raises
+    ------
+    SessionError
+        If one is not a whole number that int64 can hold.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind == "b" or array.dtype.kind not in "iuf":
+        raise SessionError(f"{what} are {array.dtype}; give whole numbers")
+    if array.dtype.kind == "f":
+        wrong = array[~((array == np.floor(array)) & (np.abs(array) < 2**63))]
+    else:
+        wrong = array[array > np.iinfo(np.int64).max] if array.dtype == np.uint64 else array[:0]
+    if wrong.size:
+        raise SessionError(f"{what} hold {wrong.flat[0]!s}, which is not a whole number of 64 bits")
+    return array.astype(np.int64)
+
+
+def _ids(values: Any, what: str) -> np.ndarray:
+    """Whole numbers as int64, or text as it is."""
+    array = np.asarray(values)
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat):
+        array = array.astype(str)
+    return array if array.dtype.kind == "U" else whole_numbers(array, what)
+
+
+def _numbered(names: np.ndarray) -> np.ndarray:
+    """The number of each name, counted from 0 in the order of appearance."""
+    _, first, codes = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[codes].astype(np.int64)
+
+
+def _booleans(values: Any, what: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        raise SessionError(f"{what} holds {array[~np.isin(array, (0, 1))].flat[0]!s}; give true or false")
+    return array.astype(bool)
+
+
+def _as_float32(values: Any) -> Any:
+    if isinstance(values, Streamed):
+        return Streamed(values.shape, np.dtype(np.float32), lambda a, b: values.read(a, b).astype(np.float32))
+    return np.asarray(values, np.float32)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if a is None or b is None or isinstance(a, str | float | int | tuple):
+        return bool(np.all(a == b))
+    if np.shape(a) != np.shape(b):
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(_parts(a), _parts(b), strict=True))
+
+
+def _parts(array: Any) -> Iterator[np.ndarray]:
+    yield from blocks(array)
+
+
+class _Naming:
+    """Say of which session an error is."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, SessionError) and not str(error).startswith("session "):
+            raise SessionError(f"{self.prefix}{error}") from None

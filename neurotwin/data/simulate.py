@@ -301,12 +301,12 @@ def simulate_session(
     rate = (units.rate(stimulus) * units.gain(pupil, eyevel) * (1 - missing / 100) / BIN_RATE).astype(np.float32)
     return Session(
         name=name, stimulus=stimulus, bin_rate=BIN_RATE, unit_ids=2 + 3 * np.arange(rate.shape[1]),
-        spikes=_generator(name, "spikes", seed).poisson(rate).astype(np.uint8), true_rate=rate, missing_pct=missing,
+        responses=_generator(name, "spikes", seed).poisson(rate).astype(np.uint8), true_rate=rate, missing_pct=missing,
         behavior={"eyepos": eyepos, "eyevel": eyevel, "pupil": pupil}, trial=trial, repeat_id=repeat_id,
         valid=_tracked(rng, n_bins), stimulus_type=stimulus_type,
         split=np.where(stimulus_type == "fixrsvp", "test", ""),
         unit_positions=(units.center * [1, -1] / PIXELS_PER_DEGREE + receptive_field).astype(np.float32),
-        info={"lab": "simulation", "seed": str(seed), "pixels_per_degree": str(PIXELS_PER_DEGREE)},
+        pixels_per_degree=PIXELS_PER_DEGREE, info={"lab": "simulation", "seed": str(seed)},
     )  # fmt: skip
 
 
@@ -336,7 +336,7 @@ def simulate_linear_session(
     Examples
     --------
     >>> session, filters = simulate_linear_session(n_bins=600)
-    >>> session.spikes.shape, filters.shape
+    >>> session.responses.shape, filters.shape
     ((600, 4), (4, 9, 16, 16))
     """
     units = draw_units("linear", seed=seed, n_units=n_units)
@@ -346,7 +346,7 @@ def simulate_linear_session(
     filtered = units.linear(stimulus, bin_rate)[0] * _GREY / 40
     rate = np.logaddexp(0, 2 * filtered).astype(np.float32)
     session = Session(
-        name="linear", stimulus=stimulus, spikes=rng.poisson(rate).astype(np.uint8), bin_rate=bin_rate,
+        name="linear", stimulus=stimulus, responses=rng.poisson(rate).astype(np.uint8), bin_rate=bin_rate,
         true_rate=rate, trial=np.arange(n_bins) // 600, stimulus_type="noise",
     )  # fmt: skip
     return session, units.filters(size, bin_rate)

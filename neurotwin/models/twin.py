@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batch import Batch
+from ..clip import Batch
 from ..config import BaselineConfig, DatasetConfig, ModelConfig, nearest
 from ..data.prepare import outline
 from ..data.transforms import apply_pipelines, pixel_scale

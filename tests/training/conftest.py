@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from training.samplers import ClipSampler
 from training.schedulers import make_scheduler
 

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.config import DatasetConfig, load_dataset_configs
 from neurotwin.data.clips import ClipTable, clip_table, show, stream
 from neurotwin.data.prepare import Prepared, prepare
@@ -32,7 +32,7 @@ class TrainingBatch:
     Attributes
     ----------
     batches
-        Clips, one :class:`~neurotwin.batch.Batch` a session.
+        Clips, one :class:`~neurotwin.clip.Batch` a session.
     count
         Valid (bin, unit) pairs of the whole optimizer step: over all processes and accumulated micro-batches. The
         loss is divided by it.

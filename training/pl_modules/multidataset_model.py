@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.config import ConfigError, ModelConfig, load_model_config
 from neurotwin.metrics.poisson import PoissonSums, poisson_nll, summarize
 from neurotwin.models.norms import all_gather

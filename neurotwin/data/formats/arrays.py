@@ -5,54 +5,63 @@ from pathlib import Path
 
 import numpy as np
 
-from ...config import nearest
+from ...config import nearest, register
 from ..session import Session, SessionError
+from .base import Format
 
-__all__ = ["read_arrays"]
+__all__ = ["Arrays"]
 
 _FIELDS = [field.name for field in fields(Session)]
-_SCALARS = ("name", "subject", "bin_rate")
+_SCALARS = ("name", "subject", "bin_rate", "pixels_per_degree")
+_GROUPS = ("behavior", "unit_labels")
 
 
-def read_arrays(path: str | Path, *, name: str = "", subject: str = "", bin_rate: float | None = None) -> Session:
-    """Read a session whose arrays carry the names of the fields of :class:`~neurotwin.data.session.Session`.
+@register("format", "arrays")
+class Arrays(Format):
+    """Arrays that carry the names of the fields of :class:`~neurotwin.data.session.Session`.
 
-    Parameters
-    ----------
-    path
-        An .npz file, or a folder of .npy files, with `stimulus`, `spikes` and any of the other fields; behaviour as
-        `behavior.NAME`. Arrays of Python objects are refused: reading them could run code.
-    name, subject, bin_rate
-        Override what the file says. The name defaults to the file's; the rate, in Hz, has no default.
-
-    Raises
-    ------
-    SessionError
-        If an array is missing, unknown, or does not agree with the others.
+    An .npz file, or a folder of .npy files, with `stimulus`, `responses` (or `spikes`, or `robs`, which mean the same)
+    and any of the other fields; behaviour as `behavior.NAME`, labels of units as `unit_labels.NAME`. Arrays of Python
+    objects are refused: reading them could run code.
 
     Examples
     --------
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "ada_0501.npz"
-    >>> np.savez(file, stimulus=np.zeros((9, 4, 4), np.uint8), spikes=np.ones((9, 2)), bin_rate=60.0)
-    >>> read_arrays(file).name
+    >>> np.savez(file, stimulus=np.zeros((9, 4, 4), np.uint8), responses=np.ones((9, 2)), bin_rate=60.0)
+    >>> Arrays().read(file).name
     'ada_0501'
     """
-    path = Path(path)
-    arrays = _load(path)
-    behavior = {k.removeprefix("behavior."): v for k, v in arrays.items() if k.startswith("behavior.")}
-    values = {k: v for k, v in arrays.items() if not k.startswith("behavior.")}
-    for key in values:
-        if key not in _FIELDS:
-            raise SessionError(f"{path}: array {key!r} is not part of a session; {nearest(key, _FIELDS)}")
-    for key in ("stimulus", "spikes"):
-        if key not in values:
-            raise SessionError(f"{path}: has no array {key!r} (it has {', '.join(arrays)})")
-    settings = {key: values.pop(key).item() for key in _SCALARS if key in values}
-    settings |= {k: v for k, v in {"name": name, "subject": subject, "bin_rate": bin_rate}.items() if v}
-    if "bin_rate" not in settings:
-        raise SessionError(f"{path}: bins a second are not known; store bin_rate, or give --bin_rate")
-    return Session(**{"name": path.stem} | settings | values, behavior=behavior)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """An .npz file, or a folder of .npy files."""
+        return path.suffix == ".npz" if path.is_file() else any(path.glob("*.npy"))
+
+    def read(self, path: Path) -> Session:
+        """The session; see :class:`Format`."""
+        arrays = _load(path)
+        groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
+        values: dict[str, np.ndarray] = {}
+        for key, array in arrays.items():
+            group, _, name = key.partition(".")
+            if group in groups and name:
+                groups[group][name] = array
+                continue
+            field = {"spikes": "responses", "robs": "responses"}.get(key, key)
+            if field not in _FIELDS:
+                raise SessionError(f"{path}: array {key!r} is not part of a session; {nearest(key, _FIELDS)}")
+            if field in values:
+                raise SessionError(f"{path}: has the {field} twice, once as {key!r}; keep one of them")
+            values[field] = array
+        for key in ("stimulus", "responses"):
+            if key not in values:
+                raise SessionError(f"{path}: has no array {key!r} (it has {', '.join(arrays) or 'none'})")
+        settings = {key: values.pop(key).item() for key in _SCALARS if key in values}
+        settings |= {key: getattr(self, key) for key in _SCALARS[:3] if getattr(self, key)}
+        if "bin_rate" not in settings:
+            raise SessionError(f"{path}: bins a second are not known; store bin_rate, or give --bin_rate")
+        return Session(**{"name": path.stem} | settings | values, **groups)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

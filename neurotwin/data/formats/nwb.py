@@ -5,13 +5,32 @@ from typing import Any
 
 import numpy as np
 
-from ...config import nearest
+from pydantic import Field
+
+from ...config import nearest, register
 from ..session import Session, SessionError
+from .base import Format
 
-__all__ = ["read_nwb"]
+__all__ = ["NWB"]
 
 
-def read_nwb(path: str | Path, *, stimulus: str = "", name: str = "", subject: str = "") -> Session:
+@register("format", "nwb")
+class NWB(Format):
+    """The movie, the sorted units, the trials and the behaviour of an NWB file."""
+
+    stimulus: str = Field("", description="Name of the movie, where there are several.")
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """A file whose name ends in .nwb."""
+        return path.is_file() and path.suffix == ".nwb"
+
+    def read(self, path: Path) -> Session:
+        """The session; see :class:`Format`."""
+        return _read_nwb(path, stimulus=self.stimulus, name=self.name, subject=self.subject)
+
+
+def _read_nwb(path: Path, *, stimulus: str = "", name: str = "", subject: str = "") -> Session:
     """Read the movie, the sorted units, the trials and the behaviour of an NWB file.
 
     One frame of the movie is one bin. Spikes are counted from each frame's onset for the median frame's duration.
@@ -75,7 +94,7 @@ def _session(path: Path, nwb: Any, stimulus: str, name: str, subject: str) -> Se
         name=name or path.stem,
         subject=subject or (nwb.subject.subject_id or "" if nwb.subject is not None else ""),
         stimulus=np.moveaxis(frames, -1, 1) if frames.ndim == 4 else frames,
-        spikes=spikes,
+        responses=spikes,
         bin_rate=1 / duration,
         unit_ids=np.asarray(nwb.units.id[:]),
         behavior={key: np.nan_to_num(values).astype(np.float32) for key, values in behavior.items()},

@@ -11,15 +11,31 @@ from pathlib import Path
 
 import numpy as np
 
+from ...config import register
 from ..session import Session, SessionError
+from .base import Format
 
-__all__ = ["read_sensorium"]
+__all__ = ["Sensorium"]
 
 _SPLITS = {"train": "train", "validation": "val", "oracle": "val"}
 _BEHAVIOR = {3: ("pupil_dilation", "pupil_derivative", "running"), 2: ("pupil_dilation", "running")}
 
 
-def read_sensorium(path: str | Path, *, name: str = "", subject: str = "", bin_rate: float | None = None) -> Session:
+@register("format", "sensorium")
+class Sensorium(Format):
+    """A folder of the Sensorium layout."""
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """A folder that holds the folders `meta` and `data`."""
+        return (path / "meta").is_dir() and (path / "data").is_dir()
+
+    def read(self, path: Path) -> Session:
+        """The session; see :class:`Format`."""
+        return _read_sensorium(path, name=self.name, subject=self.subject, bin_rate=self.bin_rate)
+
+
+def _read_sensorium(path: str | Path, *, name: str = "", subject: str = "", bin_rate: float | None = None) -> Session:
     """Read a folder of the Sensorium layout.
 
     Every file is a trial. `train` stays training, `validation` and `oracle` validate, all tiers whose name contains
@@ -79,7 +95,7 @@ def read_sensorium(path: str | Path, *, name: str = "", subject: str = "", bin_r
     tier = np.repeat(tiers[trials], lengths)
     return Session(
         name=name or path.name, subject=subject, bin_rate=bin_rate, stimulus=np.concatenate(stimulus),
-        spikes=np.nan_to_num(responses).astype(np.float32), behavior=behavior, valid=valid,
+        responses=np.nan_to_num(responses).astype(np.float32), behavior=behavior, valid=valid,
         trial=np.repeat(trials, lengths), repeat_id=_repeats(stimulus),
         split=np.array([_SPLITS.get(t, "test" if "test" in t else "") for t in tier]), stimulus_type=kind,
         unit_ids=_load(unit_ids) if unit_ids.exists() else None,

@@ -14,7 +14,7 @@ from neurotwin.data import prepare as prepare_module
 from neurotwin.data import tensorfile
 from neurotwin.data.prepare import prepare_session
 from neurotwin.data.session import Session, SessionError
-from neurotwin.data.tensorfile import TensorFileError, load_arrays, save_arrays, write_arrays
+from neurotwin.tensorfile import TensorFileError, load_arrays, save_arrays, write_arrays
 
 fork = multiprocessing.get_context("fork")
 

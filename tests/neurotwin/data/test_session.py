@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from neurotwin.data.session import Session, SessionError
-from neurotwin.data.tensorfile import TensorFileError, load_arrays, save_arrays, verify_arrays, write_arrays
+from neurotwin.tensorfile import TensorFileError, load_arrays, save_arrays, verify_arrays, write_arrays
 
 
 def make_session(n_bins=40, n_units=3, **changes):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurotwin.batch import Batch
+from neurotwin.clip import Batch
 from neurotwin.models.spec import SessionSpec
 from neurotwin.models.stages import Maps
 from neurotwin.models.twin import TwinModel
