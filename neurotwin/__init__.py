@@ -1,15 +1,17 @@
 """Digital twins of visual neurons: one shared core, one readout for each recording session."""
 
-from .clip import Batch
+from .clip import Clip, Sample, Target
 from .config import load_dataset_configs, load_model_config
 from .data.session import Session
-from .models.spec import SessionSpec
-from .models.twin import TwinModel, load_twin
+from .data.spec import SessionSpec
+from .models import TwinModel, load_twin
 
 __all__ = [
-    "Batch",
+    "Clip",
+    "Sample",
     "Session",
     "SessionSpec",
+    "Target",
     "TwinModel",
     "load_dataset_configs",
     "load_model_config",

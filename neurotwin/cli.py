@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 
 from .analysis.compare import compare
-from .analysis.evaluate import EvaluationError, evaluate
+from .analysis.evaluate import evaluate
 from .analysis.inspect import inspect_text
 from .analysis.report import html_page, load_run, markdown_table, report_rows, summary_text, text_table
+from .checkpoint_file import CheckpointError
 from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config
 from .data.formats import read_session
 from .data.prepare import prepare
 from .data.session import SPLITS, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
+from .metrics.table import EvaluationError
+from .models import TwinModel, check_run, load_twin
 from .tensorfile import TensorFileError
-from .models.spec import SessionSpec
-from .models.twin import CheckpointError, TwinModel, check_run, load_twin
 
 __all__ = ["USER_ERRORS", "main"]
 
@@ -79,7 +80,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     )
     check_run(config, datasets)
     sessions = prepare(datasets, progress=_progress)
-    print(inspect_text(TwinModel(config, [SessionSpec.from_prepared(session) for session in sessions]), sessions))
+    print(inspect_text(TwinModel(config, [session.spec for session in sessions]), sessions))
     return 0
 
 

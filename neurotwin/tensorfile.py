@@ -129,7 +129,7 @@ def load_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.
     Returns
     -------
     arrays, metadata
-        The metadata also hold `digest`, the SHA-256 of the arrays' content.
+        The metadata also hold `digest`, a SHA-256 that differs where anything in the file does.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def load_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.
     if verify and text["digest"] != _digest(arrays):
         raise TensorFileError(f"{path}: its content does not match its checksum; it was altered after it was written")
     metadata = {key: json.loads(value) for key, value in text.items() if key not in _DIGESTS}
-    return arrays, {**metadata, "digest": text["digest"]}
+    return arrays, {**metadata, "digest": text["header_digest"]}
 
 
 _DIGESTS = ("header_digest", "digest")

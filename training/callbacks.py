@@ -1,39 +1,30 @@
-"""Callbacks of a run: lines that show life, metrics, ends in good order, the curriculum's watch, figures.
+"""Callbacks of a run: lines that show life, metrics, the time budget, the curriculum's watch.
 
-Lines go through `logging` on process 0. A batch is anything whose ``batches`` are :class:`~neurotwin.clip.Batch`.
+Signals are in :mod:`training.signals` and figures in :mod:`training.figures`; both can be imported from here too.
+Lines go through `logging` on process 0. A batch is anything whose ``samples`` are :class:`~neurotwin.clip.Sample`.
 """
 
 import csv
 import io
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from matplotlib.figure import Figure
-from torch import Tensor
 
-from neurotwin.analysis import plots
-from neurotwin.clip import Batch
-from neurotwin.data.clips import stream
-from neurotwin.models.layers import Kernel
-from neurotwin.models.readout import FactorizedReadout, GaussianReadout, LinearReadout
-from neurotwin.models.twin import TwinModel
+from neurotwin.files import write_text
 
 from .checkpoints import SafeCheckpoint
+from .figures import ModelLogging
 from .samplers import ContrastWeightedSampler
-from .utils import write_text
+from .seams import micro_batches_done
+from .signals import Interrupted, StopSignals
 
 __all__ = [
     "CurriculumCallback",
@@ -143,7 +134,7 @@ class Heartbeat(Callback):
 
 def predictions(batch: Any) -> int:
     """Predicted bins of a batch on this process."""
-    return sum(part.spikes.shape[0] * part.length for part in batch.batches)
+    return sum(len(part.target.responses) * part.clip.length for part in batch.samples)
 
 
 def _clock(seconds: float) -> str:
@@ -207,84 +198,6 @@ class MetricsFile(Callback):
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Signals
-# --------------------------------------------------------------------------------------------------------------------
-
-
-class Interrupted(BaseException):
-    """The run was asked to end by a signal."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-        self.name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
-
-
-class StopSignals(Callback):
-    """SIGTERM and Ctrl-C end a run in good order; the second one ends it at once.
-
-    While training, the optimizer step is finished, or the validation that is running; then the checkpoint is written
-    and :class:`Interrupted` is raised, after the same step on all processes, whichever of them got the signal. At any
-    other time it is raised where the program stands.
-
-    Attributes
-    ----------
-    received
-        The first signal; None before.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._module: pl.LightningModule | None = None
-        self._training = False
-
-    def __enter__(self) -> "StopSignals":
-        """Handle the signals from now on."""
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Handle them as before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep Lightning's own handling out: it communicates within the handler, and waits for all after every step."""
-        trainer._signal_connector.register_signal_handlers = lambda: None
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on steps are finished."""
-        self._module, self._training = pl_module, True
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """End where all agreed to: what came before is saved."""
-        if pl_module.stop_agreed:
-            raise Interrupted(self.received or signal.SIGTERM)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All is saved."""
-        self._training = False
-        if self.received is not None:
-            raise Interrupted(self.received)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Nothing more is finished."""
-        self._training = False
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            os._exit(128 + signum)
-        self.received = signum
-        if not self._training:
-            raise Interrupted(signum)
-        self._module.stop_requested = True
-        logger.info("%s: saving after this step; once more to end at once", Interrupted(signum).name)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -404,7 +317,7 @@ class CurriculumCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Check the step, and log."""
-        step = trainer.fit_loop.epoch_loop.total_batch_idx
+        step = micro_batches_done(trainer)
         if self._sampler.step <= step:
             raise RuntimeError(
                 f"training is at micro-batch {step} and the sampler at {self._sampler.step}: these batches are not its"
@@ -412,103 +325,3 @@ class CurriculumCallback(Callback):
         values = {"curriculum/emphasis": self._sampler.emphasis_at(step), "curriculum/step": float(step)}
         values = {name: torch.tensor(value) for name, value in values.items()}  # numbers would be copied to the device
         pl_module.log_dict(values, on_step=True, on_epoch=False, rank_zero_only=True, batch_size=1)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Figures
-# --------------------------------------------------------------------------------------------------------------------
-
-
-class ModelLogging(Callback):
-    """Figures of the model as it learns: PNG files in a folder, and images in TensorBoard and W&B.
-
-    Parameters
-    ----------
-    folder
-        Where the files go, as ``NAME_EPOCH.png``.
-    fast_interval
-        Epochs between ``kernels`` (temporal kernels of the first layer that has any) and ``readouts`` (spatial maps).
-    slow_interval
-        Epochs between ``predictions``: recorded and predicted rates of the units with most spikes, in the longest
-        validation stretch of the session.
-    session
-        Index of the session that readouts and predictions show.
-    max_units
-        Units shown in ``predictions``.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        fast_interval: int = 5,
-        slow_interval: int = 10,
-        session: int = 0,
-        max_units: int = 4,
-    ) -> None:
-        if fast_interval < 1 or slow_interval < 1:
-            raise ValueError(f"log intervals are epochs, at least 1; not {fast_interval} and {slow_interval}")
-        self.folder, self.session, self.max_units = Path(folder), session, max_units
-        self.fast_interval, self.slow_interval = fast_interval, slow_interval
-
-    @rank_zero_only
-    @torch.no_grad()
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw what is due."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        twin, epoch = pl_module.twin, trainer.current_epoch + 1
-        spec = twin.sessions[self.session]
-        figures = {}
-        if epoch % self.fast_interval == 0:
-            kernels, maps = _temporal_kernels(twin), _spatial_maps(twin.readouts[self.session])
-            if kernels is not None:
-                figures["kernels"] = plots.temporal_kernels(kernels.float().cpu().numpy(), bin_rate=spec.bin_rate)
-            if maps is not None:
-                labels = [str(unit_id) for unit_id in spec.unit_ids]
-                figures["readouts"] = plots.readout_maps(maps.float().cpu().numpy(), labels=labels)
-        if epoch % self.slow_interval == 0:
-            batch = next(stream(trainer.datamodule.sessions[self.session], "val", context=twin.context), None)
-            if batch is None:
-                logger.warning("%s has no validation bins: there are no predictions to draw", spec.name)
-            else:
-                batch.session = self.session
-                figures["predictions"] = self._predictions(twin, batch.to(pl_module.device))
-        for name, figure in figures.items():
-            path = self.folder / f"{name}_{epoch:04d}.png"
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(plots.png(figure))
-            for tracker in trainer.loggers:
-                if isinstance(tracker, TensorBoardLogger):
-                    tracker.experiment.add_figure(name, figure, trainer.global_step)
-                elif isinstance(tracker, WandbLogger):
-                    tracker.log_image(name, [str(path)], step=trainer.global_step)
-
-    def _predictions(self, twin: TwinModel, batch: Batch) -> Figure:
-        rates = twin([batch])[0][0].double().cpu().numpy()
-        counts = batch.spikes[0].double().masked_fill(~batch.mask[0], torch.nan)
-        counts = (counts if batch.exposure is None else counts / batch.exposure[0]).cpu().numpy()
-        units = np.argsort(-np.nansum(counts, axis=0), kind="stable")[: self.max_units]
-        spec = twin.sessions[self.session]
-        labels = [f"{spec.name}, unit {spec.unit_ids[unit]}" for unit in units]
-        return plots.traces(counts[:, units], rates[:, units], bin_rate=spec.bin_rate, labels=labels)
-
-
-def _temporal_kernels(twin: TwinModel) -> Tensor | None:
-    """(N, T) temporal kernels of the first convolution that spans time, each at the pixel where it is strongest."""
-    for module in twin.modules():
-        if isinstance(module, Kernel) and module.kernel().ndim == 5 and module.kernel().shape[2] > 1:
-            profiles = module.kernel().movedim(2, -1).flatten(1, -2)  # (N, inputs and pixels, T)
-            strongest = profiles.square().sum(dim=-1).argmax(dim=1)
-            return profiles[torch.arange(len(profiles)), strongest]
-    return None
-
-
-def _spatial_maps(readout: torch.nn.Module) -> Tensor | None:
-    """(U, H, W) where each unit looks; None for readouts that look at one point or everywhere in turn."""
-    if isinstance(readout, GaussianReadout):
-        weights = readout.weights()
-        return weights if weights.ndim == 3 else weights[0] - weights[1]
-    if isinstance(readout, FactorizedReadout):
-        return readout.mask
-    return readout.features.norm(dim=1) if isinstance(readout, LinearReadout) else None

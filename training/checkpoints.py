@@ -3,16 +3,17 @@
 import logging
 import math
 import os
-import pickle
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+
+from neurotwin.checkpoint_file import CheckpointError, checkpoint_fault, read_checkpoint, write_checkpoint
+
+from .seams import at_epoch_end, use_checkpoint_io
 
 __all__ = ["SafeCheckpoint", "SafeCheckpointIO", "latest_checkpoint"]
 
@@ -66,7 +67,7 @@ class SafeCheckpoint(Checkpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let this trainer write and read checkpoints safely."""
-        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        use_checkpoint_io(trainer, SafeCheckpointIO())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -78,7 +79,7 @@ class SafeCheckpoint(Checkpoint):
     ) -> None:
         """Save within the epoch when it is due, or when training stops here."""
         self._stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
-        if not self._stepped or _at_epoch_end(trainer):
+        if not self._stepped or at_epoch_end(trainer):
             return
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if due or self._time_is_up(trainer) or trainer.should_stop or getattr(pl_module, "stop_agreed", False):
@@ -97,12 +98,12 @@ class SafeCheckpoint(Checkpoint):
         self._improved = not math.isnan(value) and (self.best is None or sign * value > sign * self.best)
         if self._improved:
             self.best = value
-        if self._improved and not _at_epoch_end(trainer):
+        if self._improved and not at_epoch_end(trainer):
             self._save(trainer, "best.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save at the end of the epoch. One that was cut short has been saved where it was, to be finished."""
-        if not _at_epoch_end(trainer):
+        if not at_epoch_end(trainer):
             return
         if self._improved:
             self._save(trainer, "best.ckpt")
@@ -136,16 +137,10 @@ class SafeCheckpoint(Checkpoint):
         self.seconds = max(self.seconds, time.monotonic() - began)
 
 
-def _at_epoch_end(trainer: pl.Trainer) -> bool:
-    """Whether the last batch trained was the last of its epoch."""
-    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-
-
 class SafeCheckpointIO(CheckpointIO):
-    """Checkpoints that are whole or absent, checked when read, and run no code.
+    """Lightning's way to checkpoint files that are whole or absent, checked when read, and run no code.
 
-    A file is written under a temporary name, flushed to the disk and renamed; the one before stays as
-    ``NAME.previous.ckpt``. Its zip archive holds a checksum of every array, which reading verifies.
+    They are files of :mod:`neurotwin.checkpoint_file`; the one before stays as ``NAME.previous.ckpt``.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -157,19 +152,11 @@ class SafeCheckpointIO(CheckpointIO):
             If it cannot be written; what was there before is untouched.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            temporary.unlink(missing_ok=True)
-            raise OSError(f"{path}: cannot be written ({error}); the checkpoint before it is untouched") from error
+        staged = path.with_name(f".{path.stem}.staged{path.suffix}")
+        write_checkpoint(staged, checkpoint)
         if path.exists():
             os.replace(path, _previous(path))
-        os.replace(temporary, path)
+        os.replace(staged, path)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -178,15 +165,10 @@ class SafeCheckpointIO(CheckpointIO):
 
         Raises
         ------
-        ValueError
+        CheckpointError
             If the file is torn or altered, or loading it would run code.
         """
-        if fault := _fault(Path(path)):
-            raise ValueError(f"{path}: {fault}")
-        try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{path}: refused, it holds more than arrays and plain values") from error
+        return read_checkpoint(path, map_location=map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint."""
@@ -198,7 +180,7 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
     Raises
     ------
-    ValueError
+    CheckpointError
         If there are checkpoints and none of them is whole.
     """
     last = Path(folder) / "last.ckpt"
@@ -206,28 +188,16 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     for path in (last, _previous(last)):
         if not path.exists():
             continue
-        fault = _fault(path)
+        fault = checkpoint_fault(path)
         if fault is None:
             for other in faults:
                 logger.warning("%s; going on from %s", other, path)
             return path
         faults.append(f"{path}: {fault}")
     if faults:
-        raise ValueError("; ".join(faults))
+        raise CheckpointError("; ".join(faults))
     return None
 
 
 def _previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
-
-
-def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None if it is whole."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except FileNotFoundError:
-        return "no such file"
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
-        return f"torn, or not a checkpoint ({error})"
-    return f"altered: {damaged} does not match its checksum" if damaged else None

@@ -1,17 +1,165 @@
-"""Learning-rate schedules, as factors of each parameter group's own rate."""
+"""Learning-rate schedules, as factors of each parameter group's own rate.
+
+A schedule is one class: its formula stands in its docstring and in :meth:`Schedule.factor`, and :func:`register` makes
+it known under the name that ``--lr_scheduler`` takes.
+"""
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from neurotwin.config import nearest
+from neurotwin.config import define, register, registered
 
-__all__ = ["SCHEDULES", "make_scheduler"]
+__all__ = [
+    "SCHEDULES",
+    "Cosine",
+    "CosineWarmup",
+    "CosineWarmupRestart",
+    "NoSchedule",
+    "Plan",
+    "Plateau",
+    "Schedule",
+    "Thirds",
+    "make_scheduler",
+]
 
-SCHEDULES = ("none", "step", "plateau", "cosine", "cosine_warmup", "cosine_warmup_restart")
+
+@dataclass(frozen=True)
+class Plan:
+    """The lengths of a run that a schedule is made for; see :func:`make_scheduler`."""
+
+    max_epochs: int
+    steps_per_epoch: int
+    warmup_epochs: int
+    restart_period: int | None
+    batches_per_epoch: int
+    monitor: str
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.max_epochs * self.steps_per_epoch
+
+
+class Schedule:
+    """How learning rates change over the optimizer steps of a run.
+
+    Attributes
+    ----------
+    reads
+        Which of ``warmup_epochs`` and ``restart_period`` change it.
+    """
+
+    reads: tuple[str, ...] = ()
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def factor(self, step: int) -> float:
+        """What every group's own rate is multiplied by at an optimizer step, counted from 0."""
+        return 1.0
+
+    def make(self, optimizer: Optimizer) -> dict[str, Any] | None:
+        """What Lightning's ``configure_optimizers`` returns under ``lr_scheduler``; None for a constant rate."""
+        last = self.plan.steps - 1
+        return {
+            "scheduler": LambdaLR(optimizer, lambda step: self.factor(min(step, last))), "interval": "step",
+            "frequency": 1,
+        }  # fmt: skip
+
+
+@register("lr_schedule", "none")
+class NoSchedule(Schedule):
+    """The groups' own rates, always."""
+
+    def make(self, optimizer: Optimizer) -> None:
+        """Nothing to step."""
+
+
+@register("lr_schedule", "step")
+class Thirds(Schedule):
+    """0.1^floor(3 s / S) at step s of S: a tenth after each third of the run."""
+
+    def factor(self, step: int) -> float:
+        """0.1^floor(3 s / S)."""
+        return 0.1 ** (3 * step // self.plan.steps)
+
+
+@register("lr_schedule", "plateau")
+class Plateau(Schedule):
+    """Halved when the monitored metric has not fallen for 5 validations in a row; stepped once an epoch."""
+
+    def make(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Torch's ``ReduceLROnPlateau``."""
+        plateau = ReduceLROnPlateau(optimizer, mode="min", factor=0.5, patience=5)
+        # At the epoch's last batch rather than by "epoch": after its validation, but before the epoch's checkpoint is
+        # written, and not skipped in an epoch that was resumed midway.
+        frequency = self.plan.batches_per_epoch
+        return {"scheduler": plateau, "interval": "step", "frequency": frequency, "monitor": self.plan.monitor}
+
+
+@register("lr_schedule", "cosine")
+class Cosine(Schedule):
+    """(1 + cos(pi s / S)) / 2 at step s of S."""
+
+    def factor(self, step: int) -> float:
+        """(1 + cos(pi s / S)) / 2."""
+        return _half_cosine(step, self.plan.steps)
+
+
+@register("lr_schedule", "cosine_warmup")
+class CosineWarmup(Schedule):
+    """(s + 1) / W for the W steps of the warm-up, then (1 + cos(pi (s - W) / (S - W))) / 2.
+
+    The first step already has a rate above 0, and the last step of the warm-up the full one (Goyal et al. 2017).
+    """
+
+    reads = ("warmup_epochs",)
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        if not 0 <= plan.warmup_epochs < plan.max_epochs:
+            raise ValueError(
+                f"warmup_epochs {plan.warmup_epochs} must be at least 0 and less than max_epochs {plan.max_epochs}"
+            )
+        self.warmup = plan.warmup_epochs * plan.steps_per_epoch
+        self.period = plan.steps - self.warmup
+
+    def factor(self, step: int) -> float:
+        """Up in a line, then down as half a cosine, anew after every period."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return _half_cosine((step - self.warmup) % self.period, self.period)
+
+
+@register("lr_schedule", "cosine_warmup_restart")
+class CosineWarmupRestart(CosineWarmup):
+    """(s + 1) / W for the W steps of the warm-up, then (1 + cos(pi ((s - W) mod R) / R)) / 2 with R steps a period.
+
+    By default a period is a quarter of the epochs after the warm-up, at least one (Loshchilov & Hutter 2017).
+    """
+
+    reads = ("warmup_epochs", "restart_period")
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        epochs = plan.restart_period
+        if epochs is None:
+            epochs = max(1, (plan.max_epochs - plan.warmup_epochs) // 4)
+        if epochs < 1:
+            raise ValueError(f"restart_period {epochs} must be at least one epoch")
+        self.period = epochs * plan.steps_per_epoch
+
+
+def _half_cosine(step: int, length: int) -> float:
+    return (1 + math.cos(math.pi * step / length)) / 2
+
+
+SCHEDULES = tuple(registered("lr_schedule"))
+"""Names of the schedules that ship."""
 
 
 def make_scheduler(
@@ -27,19 +175,8 @@ def make_scheduler(
 ) -> dict[str, Any] | None:
     """A schedule in the form that Lightning's ``configure_optimizers`` returns under ``lr_scheduler``.
 
-    With S optimizer steps in all, W in the warm-up and R in a period, the rate at step s is the group's own rate times
-
-    ===================== ===========================================================================================
-    none                  1 (returns None)
-    step                  0.1^floor(3 s / S): a tenth after each third of the run
-    plateau               halved when `monitor` has not fallen for 5 validations in a row
-    cosine                (1 + cos(pi s / S)) / 2
-    cosine_warmup         (s + 1) / W for s < W, then (1 + cos(pi (s - W) / (S - W))) / 2
-    cosine_warmup_restart (s + 1) / W for s < W, then (1 + cos(pi ((s - W) mod R) / R)) / 2
-    ===================== ===========================================================================================
-
-    The first step of a warm-up already has a rate above 0 and its last the full one (Goyal et al. 2017). Beyond S the
-    rate stays that of the last step.
+    The kinds are the definitions that are registered as ``lr_schedule``; each says its formula. Beyond the last step of
+    the run the rate stays that of the last step.
 
     Parameters
     ----------
@@ -52,7 +189,7 @@ def make_scheduler(
     steps_per_epoch
         Optimizer steps (not micro-batches) of an epoch.
     warmup_epochs
-        Length of the warm-up, epochs; read by the two kinds that have one.
+        Length of the warm-up, epochs, read by kinds that have one; 0: none.
     restart_period
         Epochs between restarts; by default a quarter of those after the warm-up, at least one.
     batches_per_epoch
@@ -68,8 +205,10 @@ def make_scheduler(
 
     Raises
     ------
+    ConfigError
+        If the kind is unknown.
     ValueError
-        If the kind is unknown, or the warm-up leaves no epoch to train.
+        If a length is not positive, or the warm-up leaves no epoch to train.
 
     Examples
     --------
@@ -82,41 +221,9 @@ def make_scheduler(
     ...     config["scheduler"].step()
     0.2 0.4 0.4 0.341 0.2 0.059
     """
-    if kind not in SCHEDULES:
-        raise ValueError(f"unknown lr_scheduler {kind!r}; {nearest(kind, SCHEDULES)}")
     if max_epochs < 1 or steps_per_epoch < 1:
         raise ValueError(f"max_epochs {max_epochs} and steps_per_epoch {steps_per_epoch} must be positive")
-    if kind == "none":
-        return None
-    if kind == "plateau":
-        plateau = ReduceLROnPlateau(optimizer, mode="min", factor=0.5, patience=5)
-        # At the epoch's last batch rather than by "epoch": after its validation, but before the epoch's checkpoint is
-        # written, and not skipped in an epoch that was resumed midway.
-        frequency = batches_per_epoch or steps_per_epoch
-        return {"scheduler": plateau, "interval": "step", "frequency": frequency, "monitor": monitor}
-    total = max_epochs * steps_per_epoch
-    warmup = warmup_epochs * steps_per_epoch if "warmup" in kind else 0
-    if not 0 <= warmup < total:
-        raise ValueError(f"warmup_epochs {warmup_epochs} must be at least 0 and less than max_epochs {max_epochs}")
-    period = total - warmup
-    if kind == "cosine_warmup_restart":
-        epochs = restart_period or max(1, (max_epochs - warmup_epochs) // 4)
-        if epochs < 1:
-            raise ValueError(f"restart_period {restart_period} must be at least one epoch")
-        period = epochs * steps_per_epoch
-    factor = _thirds(total) if kind == "step" else _cosine(total, warmup, period)
-    return {"scheduler": LambdaLR(optimizer, factor), "interval": "step", "frequency": 1}
-
-
-def _thirds(total: int) -> Callable[[int], float]:
-    return lambda step: 0.1 ** (3 * min(step, total - 1) // total)
-
-
-def _cosine(total: int, warmup: int, period: int) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        since = min(step, total - 1) - warmup
-        return (1 + math.cos(math.pi * (since % period) / period)) / 2
-
-    return factor
+    plan = Plan(
+        max_epochs, steps_per_epoch, warmup_epochs, restart_period, batches_per_epoch or steps_per_epoch, monitor
+    )
+    return define("lr_schedule", kind)(plan).make(optimizer)

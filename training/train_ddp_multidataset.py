@@ -8,13 +8,11 @@ holds a run is never written to again, except to resume it; a new run goes to a 
 """
 
 import argparse
-import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.analysis.report import load_run, report_rows, text_table
-from neurotwin.config import load_dataset_configs, load_model_config
+from neurotwin.checkpoint_file import find_checkpoint, read_checkpoint
+from neurotwin.config import ModelConfig, load_dataset_configs, load_model_config
 from neurotwin.data.session import SPLITS
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
-from neurotwin.models.twin import check_run, load_twin
-from training import MultiDatasetDM, MultiDatasetModel
+from neurotwin.files import write_json, write_text
+from neurotwin.models import check_run, load_twin
+from training import MultiDatasetDM, MultiDatasetModel, flags
 from training.callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
@@ -41,139 +41,52 @@ from training.callbacks import (
     StopSignals,
     TimeBudgetCallback,
 )
-from training.checkpoints import SafeCheckpoint, SafeCheckpointIO, latest_checkpoint
+from training.checkpoints import SafeCheckpoint, latest_checkpoint
+from training.flags import Arguments, choose_precision, without_effect
+from training.launch import Launch, LaunchError, read_launch
 from training.pl_modules import NonFiniteLossError
-from training.schedulers import SCHEDULES
-from training.utils import (
-    GradientSumStrategy,
-    OneLineParser,
+from training.processes import GradientSumStrategy
+from training.runs import (
+    StepSize,
     check_same_run,
-    choose_devices,
-    choose_precision,
     describe_environment,
-    keep_freed_memory,
+    find_resumption,
     latest_run_folder,
     new_run_folder,
-    number_type,
-    quiet_lightning,
-    write_json,
-    write_text,
+    read_record,
+    run_name,
 )
+from training.seams import announce_rank, epochs_trained, kill_processes
+from training.utils import keep_freed_memory, known_end, quiet_lightning
 
 __all__ = ["main", "parse_arguments", "train"]
 
 logger = logging.getLogger("training")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags of the script, with their defaults."""
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    count, positive, not_negative = number_type(int, 1), number_type(float, 0, above=True), number_type(float, 0)
-    add = parser.add_argument_group("data and model").add_argument
-    add("--model_config", required=True, help="YAML of the model")
-    add("--dataset_configs_path", required=True, help="parent YAML, or folder of session YAMLs")
-    add("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
-    add("--max_datasets", type=count, default=30, help="use at most the first N sessions (%(default)s)")
-    kinds = ("uint8", "bfloat16", "float32")
-    add("--dset_dtype", default="uint8", choices=kinds, help="stimulus in storage (%(default)s)")
-    add("--clip_len", type=count, default=32, help="predicted bins of a clip; 1 makes windows (%(default)s)")
-    kinds = ("none", "session", "subject")
-    add("--balance", default="none", choices=kinds, help="what is drawn equally often (%(default)s)")
-    add("--enable_curriculum", action="store_true", help="high contrast first, annealed over the warm-up epochs")
-    add("--num_workers", type=number_type(int, 0), default=1, help="background threads that gather clips (%(default)s)")
-
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--batch_size", type=count, default=64, help="predicted bins of a process and step (%(default)s)")
-    add("--learning_rate", type=positive, default=1e-4, help="of readouts and adapters (%(default)s)")
-    add("--core_lr_scale", type=not_negative, default=1.0, help="times learning_rate is the core's (%(default)s)")
-    add("--weight_decay", type=not_negative, default=1e-5, help="of weights (%(default)s)")
-    add("--max_epochs", type=count, default=100, help="(%(default)s)")
-    add("--steps_per_epoch", type=count, default=1000, help="(%(default)s)")
-    add("--gradient_clip_val", type=not_negative, default=1.0, help="largest gradient norm; 0: any (%(default)s)")
-    add("--accumulate_grad_batches", type=count, default=1, help="batches in an optimizer step (%(default)s)")
-    add("--lr_scheduler", default="none", choices=SCHEDULES, help="(%(default)s)")
-    add("--warmup_epochs", type=count, default=5, help="of the learning rate and of the curriculum (%(default)s)")
-    add("--restart_period", type=count, help="epochs between restarts of cosine_warmup_restart")
-    add("--early_stopping_patience", type=count, help="epochs without a better validation BPS; default: never stop")
-    add("--early_stopping_min_delta", type=not_negative, default=0.0, help="(%(default)s)")
-    limit = "fraction of each session's validation trials, or a number above 1 (%(default)s)"
-    add("--limit_val_batches", type=positive, default=1.0, help=limit)
-    add("--time_budget_minutes", type=positive, help="stop in time for the final validation")
-    add("--pretrained_checkpoint", help="start from the core of a trained model")
-    add("--freeze_vision", action="store_true", help="do not train frontend and convnet; needs --pretrained_checkpoint")
-    nan = "what a NaN or infinite loss does: end the run, or leave out the session's part of the batch (%(default)s)"
-    add("--on_nan", default="stop", choices=("stop", "skip"), help=nan)
-    add("--seed", type=number_type(int, 0), default=0, help="of weights, order of clips, dropout (%(default)s)")
-
-    add = parser.add_argument_group("machine").add_argument
-    add("--accelerator", default="auto", choices=("auto", "cpu", "gpu"), help="(%(default)s)")
-    add("--num_gpus", type=count, help="GPUs, or processes on the CPU; default: all GPUs, or one process")
-    add("--gpu_ids", type=lambda text: [int(part) for part in text.split(",")], help="which GPUs, such as 0,2")
-    add("--num_nodes", type=count, default=1, help="(%(default)s)")
-    kinds = ("bf16", "16", "32", "16-mixed", "bf16-mixed")
-    add("--precision", default="bf16-mixed", choices=kinds, help="on GPUs; the CPU computes in 32 (%(default)s)")
-    add("--compile", action="store_true", help="compile the core; on a CPU only a recurrent one")
-
-    add = parser.add_argument_group("record").add_argument
-    add("--project_name", default="multidataset", help="project in W&B (%(default)s)")
-    add("--experiment_name", help="name of the run; default: the model config's file name")
-    add("--checkpoint_dir", default="./checkpoints", help="where run folders are made (%(default)s)")
-    add("--ckpt_path", help="resume from this checkpoint, in a new run folder")
-    add("--resume", choices=("auto",), help="continue the latest run of this name, if there is one")
-    loggers = "of csv, tensorboard, wandb (csv,tensorboard)"
-    add("--logger", type=lambda text: text.split(","), default=["csv", "tensorboard"], help=loggers)
-    add("--enable_logging", action="store_true", help="log figures of the model")
-    add("--fast_log_interval", type=count, default=5, help="epochs between figures of kernels, readouts (%(default)s)")
-    add("--slow_log_interval", type=count, default=10, help="epochs between figures of predictions (%(default)s)")
-    add("--log_dataset_idx", type=number_type(int, 0), default=0, help="session shown in figures (%(default)s)")
-    arguments = parser.parse_args(argv)
-    if arguments.freeze_vision and not arguments.pretrained_checkpoint:
-        parser.error("--freeze_vision would freeze random weights; give --pretrained_checkpoint as well")
-    if "warmup" in arguments.lr_scheduler and arguments.warmup_epochs >= arguments.max_epochs:
-        parser.error(f"--warmup_epochs {arguments.warmup_epochs}: less than --max_epochs {arguments.max_epochs}")
-    if unknown := set(arguments.logger) - {"csv", "tensorboard", "wandb"}:
-        parser.error(f"--logger {','.join(sorted(unknown))}: use csv, tensorboard, wandb or several, such as csv,wandb")
-    if "wandb" in arguments.logger and find_spec("wandb") is None:
-        parser.error("--logger wandb needs the extra: pip install 'neurotwin[wandb]'")
-    if arguments.resume and arguments.ckpt_path:
-        parser.error("--resume auto and --ckpt_path: give one of them")
-    return arguments
+def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+    """The flags of the script, with their defaults; see :mod:`training.flags`."""
+    return flags.parse_arguments(argv, description=__doc__)
 
 
 def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> Path:
     """Train as the flags say, and return the run's folder."""
-    accelerator, devices = choose_devices(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids)
-    n_processes = (devices if isinstance(devices, int) else len(devices)) * arguments.num_nodes
-    model_config = load_model_config(arguments.model_config)
-    data = make_data(arguments)
-    names = (
-        "learning_rate", "core_lr_scale", "weight_decay", "lr_scheduler", "warmup_epochs", "restart_period",
-        "pretrained_checkpoint", "freeze_vision", "compile", "on_nan", "seed",
-    )  # fmt: skip
-    settings = {name: getattr(arguments, name) for name in names}
-    model = MultiDatasetModel(model_config, data.specs, mean_counts=data.mean_counts(), **settings)
-    if arguments.log_dataset_idx >= len(data.sessions):
-        raise ValueError(f"--log_dataset_idx {arguments.log_dataset_idx}: there are {len(data.sessions)} sessions")
-    name = arguments.experiment_name or Path(arguments.model_config).stem
-    record = {
-        "name": name, "model_config": str(arguments.model_config), "seed": arguments.seed,
-        "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
-        "global_batch_size": n_processes * arguments.batch_size, "environment": describe_environment(),
-        "sessions": {prepared.name: prepared.key for prepared in data.sessions}, "wall_s": 0.0,
-    }  # fmt: skip
+    launch = read_launch(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids, arguments.num_nodes)
+    announce_rank(launch.rank)
+    for line in without_effect(arguments, launch.accelerator):
+        logger.warning(line)
+    pretrained = arguments.pretrained_checkpoint and find_checkpoint(arguments.pretrained_checkpoint)
+    model_config = choose_model(arguments.model_config, pretrained)
+    data = make_data(arguments, model_config)
+    model = make_model(arguments, model_config, pretrained, data)
+    step = StepSize.of(arguments.batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)
+    name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
+    record = make_record(arguments, name, model, data, step)
     folder, checkpoint = run_folder(arguments, name, model, record)
-    trainer = pl.Trainer(
-        accelerator=accelerator, devices=devices, num_nodes=arguments.num_nodes,
-        strategy=GradientSumStrategy() if n_processes > 1 else "auto",
-        precision=choose_precision(arguments.precision, accelerator), max_epochs=arguments.max_epochs,
-        gradient_clip_val=arguments.gradient_clip_val or None,
-        accumulate_grad_batches=arguments.accumulate_grad_batches,
-        callbacks=[*make_callbacks(arguments, folder), *([signals] if signals else [])],
-        logger=make_loggers(arguments, folder, name), log_every_n_steps=min(50, arguments.steps_per_epoch),
-        num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False, default_root_dir=folder,
+    trainer = make_trainer(arguments, launch, folder, name, signals)
+    logger.info(
+        "%s: a step takes %s; %s of %s in %s", folder, step.text(), launch.n_processes, launch.accelerator,
+        trainer.precision,
     )  # fmt: skip
     write_record(folder, record, model, data)
     began = time.monotonic()
@@ -182,15 +95,19 @@ def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> 
         if trainer.is_global_zero:
             finish(trainer, data, folder, record | {"wall_s": record["wall_s"] + time.monotonic() - began})
     except BaseException as error:
-        if trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGTERM)
+        kill_processes(trainer)
         last = folder / "checkpoints" / "last.ckpt"
         error.add_note(f"{last} is whole: --resume auto goes on from it" if last.exists() else "nothing was saved yet")
         raise
     return folder
 
 
-def make_data(arguments: argparse.Namespace) -> MultiDatasetDM:
+def choose_model(path: str | None, pretrained: Path | None) -> ModelConfig:
+    """The model's config: that of the file, else that of the twin to start from."""
+    return load_model_config(path) if path else load_twin(pretrained).config
+
+
+def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> MultiDatasetDM:
     """The sessions, prepared; demo sessions that do not exist yet are made."""
     configs = load_dataset_configs(
         arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
@@ -200,7 +117,7 @@ def make_data(arguments: argparse.Namespace) -> MultiDatasetDM:
         folder = Path(absent[0].path).parent
         logger.info("simulating the demo sessions %s in %s", ", ".join(c.session for c in absent), folder)
         make_demo_sessions(folder, [config.session for config in absent])
-    check_run(load_model_config(arguments.model_config), configs)
+    check_run(model_config, configs)
     data = MultiDatasetDM(
         configs, batch_size=arguments.batch_size, clip_len=arguments.clip_len, balance=arguments.balance,
         steps_per_epoch=arguments.steps_per_epoch, accumulate=arguments.accumulate_grad_batches, seed=arguments.seed,
@@ -209,7 +126,52 @@ def make_data(arguments: argparse.Namespace) -> MultiDatasetDM:
         progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
     )  # fmt: skip
     data.setup()
+    if arguments.log_dataset_idx >= len(data.sessions):
+        raise ValueError(f"--log_dataset_idx {arguments.log_dataset_idx}: there are {len(data.sessions)} sessions")
     return data
+
+
+def make_model(
+    arguments: argparse.Namespace, model_config: ModelConfig, pretrained: Path | None, data: MultiDatasetDM
+) -> MultiDatasetModel:
+    """The model, with the settings that the flags give."""
+    names = (
+        "learning_rate", "core_lr_scale", "weight_decay", "lr_scheduler", "warmup_epochs", "restart_period",
+        "freeze_vision", "freeze_core", "compile", "on_nan", "seed",
+    )  # fmt: skip
+    settings = {name: getattr(arguments, name) for name in names}
+    return MultiDatasetModel(
+        model_config, data.specs, statistics=data.statistics(), pretrained_checkpoint=pretrained, **settings
+    )
+
+
+def make_record(
+    arguments: argparse.Namespace, name: str, model: MultiDatasetModel, data: MultiDatasetDM, step: StepSize
+) -> dict[str, Any]:
+    """What `run.json` says of a run."""
+    return {
+        "name": name, "model_config": arguments.model_config, "seed": arguments.seed,
+        "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
+        "global_batch_size": step.bins, "step": asdict(step), "environment": describe_environment(),
+        "sessions": {prepared.name: prepared.key for prepared in data.sessions}, "wall_s": 0.0,
+    }  # fmt: skip
+
+
+def make_trainer(
+    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, signals: StopSignals | None
+) -> pl.Trainer:
+    """Lightning's loop, with the processes that were launched."""
+    return pl.Trainer(
+        accelerator=launch.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
+        plugins=[launch.environment], strategy=GradientSumStrategy() if launch.n_processes > 1 else "auto",
+        precision=choose_precision(arguments.precision, launch.accelerator), max_epochs=arguments.max_epochs,
+        gradient_clip_val=arguments.gradient_clip_val or None,
+        accumulate_grad_batches=arguments.accumulate_grad_batches,
+        callbacks=[*make_callbacks(arguments, folder), *([signals] if signals else [])],
+        logger=make_loggers(arguments, folder, name), log_every_n_steps=min(50, arguments.steps_per_epoch),
+        num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
 
 
 def make_callbacks(arguments: argparse.Namespace, folder: Path) -> list[pl.Callback]:
@@ -252,16 +214,15 @@ def run_folder(
     arguments: argparse.Namespace, name: str, model: MultiDatasetModel, record: dict[str, Any]
 ) -> tuple[Path, str | None]:
     """The run's folder and the checkpoint to start from. Process 0 makes the folder; the others write nothing."""
-    folder, checkpoint = None, arguments.ckpt_path
+    folder, checkpoint = None, arguments.ckpt_path and find_resumption(arguments.ckpt_path)
     if arguments.resume and (folder := latest_run_folder(arguments.checkpoint_dir, name)):
         checkpoint = latest_checkpoint(folder / "checkpoints")
     if checkpoint:
-        old = json.loads((folder / "run.json").read_text()) if folder else record
-        content = SafeCheckpointIO().load_checkpoint(checkpoint)
+        old = read_record(folder) if folder else record
+        content = read_checkpoint(checkpoint)
         check_same_run(checkpoint, content, model.twin.describe(), old, record)
-        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if epochs > arguments.max_epochs:
-            raise ValueError(f"{checkpoint}: has trained {epochs} epochs, --max_epochs is less")
+        if epochs_trained(content) > arguments.max_epochs:
+            raise ValueError(f"{checkpoint}: has trained {epochs_trained(content)} epochs, --max_epochs is less")
         record["wall_s"] = old["wall_s"]
         logger.info("going on from %s", checkpoint)
     elif arguments.resume:
@@ -313,10 +274,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             text, end, code = f"error: {error}", error, 1
         except (ValueError, OSError) as error:  # ConfigError, SessionError and their kin are ValueErrors
             text, end, code = f"error: {error}", error, 2
+        except (MemoryError, RuntimeError) as error:
+            if not (reason := known_end(error)):
+                raise
+            text, end, code = f"error: {reason}", error, 1
         else:
             return 0
-    if code == 2 or not rank_zero_only.rank:  # the others end all processes alike
-        print("; ".join([text, *getattr(end, "__notes__", [])]), file=sys.stderr)
+    rank = rank_zero_only.rank
+    if not rank or (code == 2 and not isinstance(end, LaunchError)):  # else the others end all processes alike
+        lines = "; ".join([text, *getattr(end, "__notes__", [])])
+        print(f"process {rank}: " * bool(rank) + " ".join(lines.split()), file=sys.stderr)
     return code
 
 

@@ -4,11 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .evaluate import COLUMNS, EvaluationError, Table, summarize_table
+from ..metrics.table import EvaluationError, Table, summarize_table
 
 __all__ = ["Comparison", "Difference", "compare", "compare_tables"]
-
-_NUMBERS = [name for name, kind in COLUMNS.items() if kind is not str and name != "unit_id"]
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,11 @@ def compare_tables(a: Table, b: Table, *, tolerance: float = 1e-6) -> Comparison
     """
     rows_a, rows_b = _index(a), _index(b)
     both = [key for key in rows_a if key in rows_b]
-    largest, differences = dict.fromkeys(_NUMBERS, 0.0), []
+    numbers = [name for name, column in a.columns.items() if column.dtype.kind in "if" and name != "unit_id"]
+    numbers = [name for name in numbers if name in b.columns]
+    largest, differences = dict.fromkeys(numbers, 0.0), []
     for key in both:
-        for metric in _NUMBERS:
+        for metric in numbers:
             x, y = float(a[metric][rows_a[key]]), float(b[metric][rows_b[key]])
             difference = Difference(*key, metric, x, y)
             largest[metric] = max(largest[metric], difference.size)

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..clip import Batch
+from ..clip import Clip
 from ..data.prepare import Prepared
 from ..data.session import SPLITS
 from ..models.blocks import Block
-from ..models.stages import Stage
-from ..models.twin import SESSION_PARTS, TwinModel
+from ..models.network import CORE_PARTS, evaluating
+from ..models.parameters import SESSION_PARTS, describe_parameters
+from ..models.stages import Layer
+from ..models.twin import TwinModel
 from .report import text_table
 
 __all__ = ["Anatomy", "inspect_model", "inspect_text", "session_rows"]
-
-_SHARED = ("frontend", "convnet", "modulator", "recurrent")
 
 
 @dataclass(frozen=True)
@@ -49,39 +49,39 @@ class Anatomy:
 
 def inspect_model(twin: TwinModel) -> Anatomy:
     """Run a model once on noise, and write down what it is."""
-    was_training = twin.training
-    twin.eval()
-    try:
+    with evaluating(twin):
         layers = _layers(twin)
         counts = []
         for length in (8, 16):
             with FlopCounterMode(display=False) as counter:
                 twin([_noise(twin, length)])
             counts.append(counter.get_total_flops())
+        parameters = dict.fromkeys([*CORE_PARTS, *SESSION_PARTS.values()], 0)
+        for info in describe_parameters(twin):
+            parameters[SESSION_PARTS.get(info.part, info.part)] += info.parameter.numel()
         return Anatomy(
             layers=layers,
-            parameters={part: _count(getattr(twin, part)) for part in (*_SHARED, *SESSION_PARTS)},
+            parameters=parameters,
             receptive_field=(twin.receptive_field, *_spatial_extent(twin)),
             # The difference, so that the frames before the first predicted bin do not count.
             operations=(counts[1] - counts[0]) // 8,
         )
-    finally:
-        twin.train(was_training)
 
 
 def session_rows(sessions: Sequence[Prepared]) -> list[dict[str, str]]:
     """One row a session, the values as they are shown: units, bins, valid share, splits, rates in Hz."""
     rows = []
     for prepared in sessions:
+        spec = prepared.spec
         exposure = 1.0 if prepared.exposure is None else np.asarray(prepared.exposure, np.float64)[:, None]
         counted = prepared.mask.sum(axis=0)
         presented = np.maximum((prepared.mask * exposure).sum(axis=0), 1e-9)
-        rates = np.einsum("tu,tu->u", prepared.spikes, prepared.mask, dtype=np.float64) / presented * prepared.bin_rate
+        rates = np.einsum("tu,tu->u", prepared.responses, prepared.mask, dtype=np.float64) / presented * spec.bin_rate
         rates = rates[counted > 0]
         valid = prepared.n_valid > 0
         row = {
             "session": prepared.name,
-            "subject": prepared.subject,
+            "subject": spec.subject,
             "units": str(prepared.n_units),
             "silent": str(prepared.n_units - int((rates > 0).sum())),
             "bins": f"{prepared.n_bins:,}",
@@ -92,7 +92,7 @@ def session_rows(sessions: Sequence[Prepared]) -> list[dict[str, str]]:
             row[name] = f"{np.count_nonzero(valid & (prepared.split == code)):,}"
         row["median Hz"] = f"{np.median(rates):.2f}" if rates.size else "NaN"
         row["range Hz"] = f"{rates.min():.2f} to {rates.max():.2f}" if rates.size else "NaN"
-        rows.append(row | {"behaviour": str(prepared.behavior_dim), "frame": "x".join(map(str, prepared.frame_shape))})
+        rows.append(row | {"behaviour": str(spec.behavior_dim), "frame": "x".join(map(str, spec.frame_shape))})
     return rows
 
 
@@ -116,22 +116,15 @@ def inspect_text(twin: TwinModel, sessions: Sequence[Prepared]) -> str:
     return "\n\n".join([text_table(layers), text_table(parts), "\n".join(facts), text_table(session_rows(sessions))])
 
 
-def _noise(twin: TwinModel, length: int) -> Batch:
+def _noise(twin: TwinModel, length: int) -> Clip:
     spec = twin.sessions[0]
     generator = torch.Generator().manual_seed(0)
-    frames, device = twin.context + length, next(twin.parameters()).device
+    frames = twin.context + length
     channels, height, width = spec.frame_shape
     behavior = torch.randn(1, frames, spec.behavior_dim, generator=generator) if spec.behavior_dim else None
-    n_units = len(spec.unit_ids)
-    return Batch(
-        session=0,
-        stimulus=torch.randint(0, 256, (1, channels, frames, height, width), dtype=torch.uint8, generator=generator),
-        spikes=torch.zeros(1, length, n_units),
-        mask=torch.ones(1, length, n_units, dtype=torch.bool),
-        bins=torch.zeros(1, dtype=torch.int64),
-        behavior=behavior,
-        history=torch.zeros(1, length + spec.n_history, n_units) if spec.n_history else None,
-    ).to(device)
+    shown = torch.randint(0, 256, (1, channels, frames, height, width), dtype=torch.uint8, generator=generator)
+    history = torch.zeros(1, length + spec.n_history, spec.n_units) if spec.n_history else None
+    return Clip(0, length, shown, behavior=behavior, history=history).to(twin.like.device)
 
 
 def _layers(twin: TwinModel) -> list[tuple[str, tuple[int, ...], int]]:
@@ -146,9 +139,10 @@ def _layers(twin: TwinModel) -> list[tuple[str, tuple[int, ...], int]]:
 
         return hook
 
+    own = {f"per_session.0.{part}" for part in ("readout", "shifter", "history_encoder")}
     for name, module in twin.named_modules():
-        inner = any(isinstance(child, Stage) for child in module.modules() if child is not module)
-        if (isinstance(module, Stage) and not inner) or name in ("readouts.0", "shifters.0", "history_encoders.0"):
+        inner = any(isinstance(child, Layer) for child in module.modules() if child is not module)
+        if (isinstance(module, Layer) and not inner) or name in own:
             handles.append(module.register_forward_hook(record(name)))
     try:
         with torch.no_grad():
@@ -163,8 +157,8 @@ def _spatial_extent(twin: TwinModel) -> tuple[int, int]:
     """Rows and columns of the frame on which the middle feature depends."""
     if twin.config.initial_input_channels == 0:
         return 0, 0
-    maps = twin.adapters[0].outputs
-    parameter = next(twin.parameters())
+    maps = twin.per_session[0].adapter.outputs
+    parameter = twin.like
     reached = torch.zeros(maps.height, maps.width, dtype=torch.bool)
     norms = [block.norm for block in twin.modules() if isinstance(block, Block) and "norm" in block.order]
     passing = [norm.register_forward_hook(lambda module, inputs, output: inputs[0]) for norm in norms]
@@ -172,7 +166,7 @@ def _spatial_extent(twin: TwinModel) -> tuple[int, int]:
         generator = torch.Generator().manual_seed(seed)
         shape = (1, maps.channels, twin.receptive_field, maps.height, maps.width)
         x = torch.randn(shape, generator=generator).to(parameter).requires_grad_()
-        features = twin.convnet(twin.frontend(x))[0, :, -1]
+        features = twin.convnet(twin.frontend(x)[0])[0][0, :, -1]
         features[:, features.shape[1] // 2, features.shape[2] // 2].square().sum().backward()
         reached |= (x.grad != 0).any(dim=(0, 1, 2)).cpu()
     for handle in passing:

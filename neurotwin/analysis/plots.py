@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .evaluate import Table
+from ..metrics.table import Table
 
 __all__ = [
     "learning_curves",

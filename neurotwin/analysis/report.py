@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics.table import EvaluationError, Table, summarize_table
 from . import plots
-from .evaluate import EvaluationError, Table, summarize_table
 
 __all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "summary_text", "text_table"]
 

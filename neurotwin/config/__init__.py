@@ -1,101 +1,60 @@
 """The configuration dialect as typed models: every key, what it means, what it may be.
 
-This is the single place where the dialect is defined. A model or dataset YAML is read by :func:`load_model_config` or
-:func:`load_dataset_configs`; an unknown key or an impossible value is a :class:`ConfigError` that names the file, the
-line, the key and the nearest valid one. Code inside trusts what it is given and checks nothing twice.
+The mechanism stands here: strict mappings, sections whose keys depend on a name, errors that name file, line, key and
+the nearest valid one, JSON Schemas, and the registry of all that files can name. What is named (a readout, a transform,
+a likelihood) defines its own parameters, beside its code. Code inside trusts what it is given and checks nothing twice.
 """
 
-from .base import ConfigError, Params, Size, Strict, nearest
-from .blocks import ActParams, BlockConfig, ConvParams, KernelParams, NormParams, PoolParams
-from .components import (
-    PARAMS,
-    AdapterParams,
-    AttentionReadoutParams,
-    ConcatParams,
-    ConvFrontendParams,
-    ConvGRUModulatorParams,
-    ConvNetParams,
-    ConvRecurrentParams,
-    DenseNetParams,
-    DynamicalAdaptationParams,
-    EncoderParams,
-    FactorizedReadoutParams,
-    FiLMParams,
-    GaussianEIReadoutParams,
-    GaussianReadoutParams,
-    HistoryEncoderParams,
-    LearnableTemporalParams,
-    LinearReadoutParams,
-    NoParams,
-    Part,
-    PointReadoutParams,
-    ReadoutParams,
-    RecurrentParams,
-    ResNetParams,
-    ShifterParams,
-    TemporalBasisParams,
+from .base import (
+    ConfigError,
+    Names,
+    NonNegative,
+    NullIsNone,
+    Params,
+    PositiveInt,
+    Size,
+    Strict,
+    nearest,
+    recording_reads,
+    unread_keys,
 )
-from .dataset import FILTERS, TRANSFORMS, DatasetConfig, Lags, MissingPct, Op, TransformConfig, ValidLags
+from .dataset import DatasetConfig, Lags, TransformConfig
 from .files import ParentConfig, json_schemas, load_dataset_configs, load_model_config
 from .model import BaselineConfig, ModelConfig, RegularizerConfig, ScheduleConfig
-from .registry import KINDS, define, register, registered
+from .part import FlatPart, NoParams, Op, Part, params_of
+from .registry import KINDS, define, name_of, register, registered
 
 __all__ = [
-    "FILTERS",
     "KINDS",
-    "PARAMS",
-    "TRANSFORMS",
-    "ActParams",
-    "AdapterParams",
-    "AttentionReadoutParams",
     "BaselineConfig",
-    "BlockConfig",
-    "ConcatParams",
     "ConfigError",
-    "ConvFrontendParams",
-    "ConvGRUModulatorParams",
-    "ConvNetParams",
-    "ConvParams",
-    "ConvRecurrentParams",
     "DatasetConfig",
-    "DenseNetParams",
-    "DynamicalAdaptationParams",
-    "EncoderParams",
-    "FactorizedReadoutParams",
-    "FiLMParams",
-    "GaussianEIReadoutParams",
-    "GaussianReadoutParams",
-    "HistoryEncoderParams",
-    "KernelParams",
+    "FlatPart",
     "Lags",
-    "LearnableTemporalParams",
-    "LinearReadoutParams",
-    "MissingPct",
     "ModelConfig",
+    "Names",
     "NoParams",
-    "NormParams",
+    "NonNegative",
+    "NullIsNone",
     "Op",
     "Params",
     "ParentConfig",
     "Part",
-    "PointReadoutParams",
-    "PoolParams",
-    "ReadoutParams",
-    "RecurrentParams",
+    "PositiveInt",
     "RegularizerConfig",
-    "ResNetParams",
     "ScheduleConfig",
-    "ShifterParams",
     "Size",
     "Strict",
-    "TemporalBasisParams",
     "TransformConfig",
-    "ValidLags",
     "define",
     "json_schemas",
     "load_dataset_configs",
     "load_model_config",
+    "name_of",
     "nearest",
+    "params_of",
+    "recording_reads",
     "register",
     "registered",
+    "unread_keys",
 ]

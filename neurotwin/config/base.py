@@ -1,14 +1,28 @@
 """What every part of the dialect stands on: mappings whose unknown keys are refused, errors that name the cure."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
-__all__ = ["ConfigError", "Names", "NonNegative", "NullIsNone", "Params", "PositiveInt", "Size", "Strict", "nearest"]
+__all__ = [
+    "ConfigError",
+    "Names",
+    "NonNegative",
+    "NullIsNone",
+    "Params",
+    "PositiveInt",
+    "Size",
+    "Strict",
+    "nearest",
+    "recording_reads",
+    "unread_keys",
+]
 
 
 class ConfigError(ValueError):
@@ -28,6 +42,12 @@ class Strict(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False)
+
+    def __getattribute__(self, name: str) -> Any:
+        reads = _READS.get()
+        if reads is not None and name in type(self).model_fields:
+            reads.add((id(self), name))
+        return super().__getattribute__(name)
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +90,58 @@ class Strict(BaseModel):
 
 class Params(Strict):
     """Base of the parameters of a component."""
+
+
+_READS: ContextVar[set[tuple[int, str]] | None] = ContextVar("_READS", default=None)
+
+
+@contextmanager
+def recording_reads() -> Iterator[set[tuple[int, str]]]:
+    """Note which keys of configs are read within the block; :func:`unread_keys` then lists those that were not.
+
+    Examples
+    --------
+    >>> class Example(Params):
+    ...     used: int = 1
+    ...     unused: int = 2
+    >>> example = Example(used=3, unused=4)
+    >>> with recording_reads() as reads:
+    ...     _ = example.used
+    >>> unread_keys(example, reads)
+    ['unused']
+    """
+    reads: set[tuple[int, str]] = set()
+    token = _READS.set(reads)
+    try:
+        yield reads
+    finally:
+        _READS.reset(token)
+
+
+def unread_keys(config: Strict, reads: set[tuple[int, str]], prefix: str = "") -> list[str]:
+    """Keys that were given a value other than their default and were not read: they have no effect.
+
+    Parameters
+    ----------
+    config
+        A config; the configs that it holds are looked at as well.
+    reads
+        What :func:`recording_reads` noted while the config was used.
+    prefix
+        Put before every key.
+    """
+    idle: list[str] = []
+    for name, field in type(config).model_fields.items():
+        key, value = f"{prefix}{field.alias or name}", vars(config)[name]
+        if (id(config), name) not in reads:
+            if name in config.model_fields_set and value != field.get_default(call_default_factory=True):
+                idle.append(key)
+            continue
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple) else ()
+        for label, part in [(None, value), *inner]:
+            if isinstance(part, Strict):
+                idle += unread_keys(part, reads, f"{key}." if label is None else f"{key}.{label}.")
+    return idle
 
 
 def _names(value: Any) -> Any:

@@ -1,26 +1,104 @@
 """The model file: the path from a frame to a rate, and what is asked of its parameters."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from .base import Names, NonNegative, NullIsNone, PositiveInt, Strict
-from .components import Adapter, ConvNet, Frontend, HistoryEncoder, Modulator, Readout, Recurrent, Shifter
+from .base import ConfigError, Names, NonNegative, PositiveInt, Strict
+from .part import Part
+from .registry import define, registered
 
-__all__ = ["BaselineConfig", "ModelConfig", "RegularizerConfig", "ScheduleConfig"]
+__all__ = ["Adapter", "BaselineConfig", "ModelConfig", "Readout", "RegularizerConfig", "ScheduleConfig"]
+
+
+class Adapter(Part):
+    """A session's way from its frames to the grid that the core sees."""
+
+    kind = "adapter"
+
+
+class Frontend(Part):
+    """Temporal filters before the convnet."""
+
+    kind = "frontend"
+
+
+class ConvNet(Part):
+    """Spatio-temporal features."""
+
+    kind = "convnet"
+
+
+class Modulator(Part):
+    """How behaviour enters."""
+
+    kind = "modulator"
+
+
+class Recurrent(Part):
+    """Memory beyond the lags."""
+
+    kind = "recurrent"
+
+
+class Readout(Part):
+    """From features to the units of a session."""
+
+    kind = "readout"
+    type: str = "gaussian"
+
+
+class Shifter(Part):
+    """How gaze moves what the readouts of a session look at."""
+
+    kind = "shifter"
+
+
+class HistoryEncoder(Part):
+    """What the units' own past adds."""
+
+    kind = "history_encoder"
+    type: str = "mlp"
+
+
+class LikelihoodConfig(Part):
+    """How responses scatter about their expectation."""
+
+    kind = "likelihood"
+    type: str = "poisson"
+
+
+class OutputActivation(Part):
+    """From what drives a unit to its rate."""
+
+    kind = "link"
+    type: str = "auto"
+
+
+def _registered(kind: str) -> Callable[[str], str]:
+    """A check that a name is registered under a kind."""
+
+    def check(value: str) -> str:
+        try:
+            define(kind, value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    return check
 
 
 class ScheduleConfig(Strict):
     """How the weight of a penalty changes over epochs."""
 
-    kind: Literal["constant", "warmup", "linear_ramp", "linear_decay"] = Field(
-        "constant",
-        alias="type",
-        description="constant; warmup (0 until start_epoch, rising until end_epoch); linear_ramp (rising from 0 at "
-        "start_epoch to lambda at end_epoch, then lambda); linear_decay (from start_lambda to lambda).",
+    kind: Annotated[str, AfterValidator(_registered("penalty_schedule"))] = Field(
+        "constant", alias="type", description="How it changes; see the schedules of penalties."
     )
     start_epoch: int = Field(0, ge=0, description="Epoch at which the change starts.")
-    end_epoch: int = Field(0, ge=0, description="Epoch at which lambda is reached.")
+    end_epoch: int | None = Field(
+        None, ge=0, description="Epoch at which lambda is reached. Default: start_epoch, which makes a step."
+    )
     start_lambda: NonNegative | None = Field(None, description="linear_decay: weight at start_epoch.")
 
     @model_validator(mode="before")
@@ -33,12 +111,18 @@ class ScheduleConfig(Strict):
         """A kind alone will do; `kind` and `type` are the same key."""
         reference = handler(core_schema)
         properties = handler.resolve_ref_schema(reference)["properties"]
+        properties["type"] |= {"enum": list(registered("penalty_schedule"))}
         properties["kind"] = properties["type"]
         return {"anyOf": [{"enum": properties["type"]["enum"]}, reference]}
 
+    @property
+    def last_epoch(self) -> int:
+        """Epoch from which lambda holds."""
+        return self.start_epoch if self.end_epoch is None else self.end_epoch
+
     @model_validator(mode="after")
     def _check(self) -> "ScheduleConfig":
-        if self.end_epoch < self.start_epoch:
+        if self.last_epoch < self.start_epoch:
             raise ValueError(f"end_epoch {self.end_epoch} is before start_epoch {self.start_epoch}")
         if (self.kind == "linear_decay") != (self.start_lambda is not None):
             raise ValueError("start_lambda belongs to linear_decay, which needs it")
@@ -49,10 +133,9 @@ class RegularizerConfig(Strict):
     """A penalty on, or a proximal step after, the parameters whose names match."""
 
     name: str = Field(..., min_length=1, description="Name under which the penalty is logged.")
-    type: Literal[
-        "l1", "l2", "group_lasso", "ortho", "laplacian", "smooth_t",
-        "proximal_l1", "proximal_clamp", "proximal_clamp_positive", "proximal_clamp_min",
-    ] = Field(..., description="Kind of penalty, or of step after the optimizer's.")  # fmt: skip
+    type: Annotated[str, AfterValidator(_registered("penalty"))] = Field(
+        ..., description="Kind of penalty, or of step after the optimizer's; see the penalties."
+    )
     weight: NonNegative = Field(..., alias="lambda", description="Weight of the penalty; the bound of a clamp.")
     apply_to: Names = Field(..., description="Patterns: a parameter matches whose name contains every /-part.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="How the weight changes.")
@@ -78,8 +161,13 @@ class ModelConfig(Strict):
     sampling_rate: float | None = Field(None, gt=0, description="Hz; checked against the data where given.")
     height: PositiveInt | None = Field(None, description="Pixels the core sees; checked where given.")
     width: PositiveInt | None = Field(None, description="Pixels the core sees; checked where given.")
-    output_activation: Annotated[Literal["softplus", "relu", "exp", "none", "identity"], NullIsNone] = Field(
-        "softplus", description="From the readout to the rate. none = identity: the readout is the log of the rate."
+    likelihood: LikelihoodConfig = Field(
+        default_factory=LikelihoodConfig, description="How responses scatter about their expectation."
+    )
+    output_activation: OutputActivation = Field(
+        default_factory=OutputActivation,
+        description="From the readout to the rate. auto: the likelihood's own, softplus for counts. none and identity "
+        "beside a likelihood of counts: the readout is the log of the rate, as with exp.",
     )
     baseline: BaselineConfig = Field(default_factory=BaselineConfig, description="A positive constant per unit.")
     lambda_pred: NonNegative = Field(0.0, description="Weight of a modulator's auxiliary loss.")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from .base import ConfigError, Params, nearest
 
-__all__ = ["KINDS", "define", "register", "registered"]
+__all__ = ["KINDS", "define", "name_of", "register", "registered"]
 
 KINDS: dict[str, str] = {
     "adapter": "a session's way from its frames to the grid that the core sees",
@@ -24,6 +24,7 @@ KINDS: dict[str, str] = {
     "history_encoder": "what the units' own past adds",
     "norm": "normalisation inside a block",
     "pool": "pooling at the end of a block",
+    "link": "from what drives a unit to its rate",
     "likelihood": "how responses scatter about their expectation",
     "penalty": "what is asked of weights",
     "penalty_schedule": "how the weight of a penalty changes over epochs",
@@ -87,6 +88,11 @@ def register(kind: str, *names: str) -> Callable[[Definition], Definition]:
 def registered(kind: str) -> Mapping[str, Any]:
     """All definitions of a kind by name, in the order in which they were registered."""
     return MappingProxyType(_DEFINITIONS[kind])
+
+
+def name_of(kind: str, definition: Any) -> str:
+    """The first name under which a definition is registered."""
+    return next(name for name, known in _DEFINITIONS[kind].items() if known is definition)
 
 
 def define(kind: str, name: str) -> Any:

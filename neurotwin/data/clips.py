@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..clip import Batch
+from ..clip import Clip, Sample, Target
+from .pipelines import runs_of
 from .prepare import Prepared
-from .session import SPLITS
-from .transforms import runs_of
+from .session import SPLITS, frame_shape
 
-__all__ = ["ClipTable", "clip_table", "gather", "show", "stream", "usable_runs"]
+__all__ = ["ClipTable", "as_frames", "clip_table", "gather", "show", "stream", "usable_runs"]
 
 
 def gather(
     prepared: Prepared, starts: np.ndarray, stops: np.ndarray, *, length: int, context: int, shown: bool = True
-) -> Batch:
+) -> Sample:
     """Cut clips out of a session.
 
     Parameters
@@ -42,46 +42,53 @@ def gather(
 
     Returns
     -------
-    Batch
+    Sample
         With `session` 0; T = context + length. Frames that would lie outside a clip's run repeat the nearest one
         inside; only masked bins see them.
     """
-    before = max(context, prepared.n_history)
+    n_history = prepared.spec.n_history
+    before = max(context, n_history)
     bins = starts[:, None] + np.arange(-before, length)
     inside = np.clip(bins, prepared.run_start[starts][:, None], prepared.run_stop[starts][:, None] - 1)
     seen, predicted = inside[:, before - context :], inside[:, before:]
     mask = prepared.mask[predicted] & (bins[:, before:] < stops[:, None])[..., None]
     exposure = None if prepared.exposure is None else torch.from_numpy(prepared.exposure[predicted][..., None])
     history = None
-    if prepared.n_history:
-        history = torch.from_numpy(prepared.spikes[inside[:, before - prepared.n_history :]])
-    batch = Batch(
+    if n_history:
+        history = torch.from_numpy(prepared.responses[inside[:, before - n_history :]])
+    clip = Clip(
         session=0,
+        length=length,
         stimulus=None,
         frames=torch.from_numpy(prepared.frame[seen]),
         behavior=None if prepared.behavior is None else torch.from_numpy(prepared.behavior[seen]),
-        spikes=torch.from_numpy(prepared.spikes[predicted]),
-        mask=torch.from_numpy(mask),
-        exposure=exposure,
         history=history,
         bins=torch.from_numpy(starts),
     )
-    return show(batch, prepared.source) if shown else batch
+    target = Target(torch.from_numpy(prepared.responses[predicted]), torch.from_numpy(mask), exposure)
+    return Sample(show(clip, prepared.source) if shown else clip, target)
 
 
-def show(batch: Batch, source: np.ndarray | Tensor) -> Batch:
-    """The batch with the stimulus that its `frames` are in a source (N, H, W) or (N, C, H, W), on the same device."""
+def show(clip: Clip, source: np.ndarray | Tensor) -> Clip:
+    """The clip with the stimulus that its `frames` are in a source (N, ...), on the same device."""
     if isinstance(source, Tensor):
-        x = source[batch.frames]
+        x = source[clip.frames]
     else:
-        x = torch.from_numpy(np.take(source, batch.frames.numpy(), axis=0))
-    return replace(batch, stimulus=(x[:, :, None] if x.ndim == 4 else x).transpose(1, 2), frames=None)
+        x = torch.from_numpy(np.take(source, clip.frames.numpy(), axis=0))
+    return replace(clip, stimulus=as_frames(x).transpose(1, 2), frames=None)
+
+
+def as_frames(x: Tensor) -> Tensor:
+    """A stimulus (B, T, ...) with all axes of frames, (B, T, C, H, W); no copy."""
+    return x.reshape(*x.shape[:2], *frame_shape(x.shape[2:]))
 
 
 def usable_runs(prepared: Prepared, split: str) -> np.ndarray:
     """Stretches of bins of one split whose windows are whole, (N, 2); each lies in one run."""
     bins = np.arange(prepared.n_bins)
-    usable = (prepared.split == SPLITS.index(split)) & (bins - prepared.run_start >= prepared.config.keys_lags.reach)
+    usable = (prepared.split == SPLITS.index(split)) & (
+        bins - prepared.run_start >= prepared.spec.config.keys_lags.reach
+    )
     runs = runs_of(prepared.run_start, usable)
     return runs[usable[runs[:, 0]]]
 
@@ -115,22 +122,15 @@ class ClipTable:
     def __len__(self) -> int:
         return len(self.start)
 
-    def batches(self, rows: np.ndarray, *, context: int, shown: bool = True) -> list[Batch]:
-        """The clips of some rows, one :class:`~neurotwin.clip.Batch` a session, sessions in ascending order."""
-        batches = []
+    def samples(self, rows: np.ndarray, *, context: int, shown: bool = True) -> list[Sample]:
+        """The clips of some rows, one :class:`~neurotwin.clip.Sample` a session, sessions in ascending order."""
+        samples = []
         for index in np.unique(self.session[rows]):
             part = rows[self.session[rows] == index]
-            batch = gather(
-                self.sessions[index],
-                self.start[part],
-                self.stop[part],
-                length=self.length,
-                context=context,
-                shown=shown,
-            )
-            batch.session = int(index)
-            batches.append(batch)
-        return batches
+            cut = {"length": self.length, "context": context, "shown": shown}
+            sample = gather(self.sessions[index], self.start[part], self.stop[part], **cut)
+            samples.append(sample.of_session(int(index)))
+        return samples
 
 
 def clip_table(sessions: Sequence[Prepared], split: str, *, length: int) -> ClipTable:
@@ -172,10 +172,10 @@ def stream(
     part: tuple[int, int] = (0, 1),
     limit: float = 1.0,
     shown: bool = True,
-) -> Iterator[Batch]:
+) -> Iterator[Sample]:
     """Every usable bin of a split exactly once, in clips that continue one another.
 
-    Stretches of similar length run side by side, `chunk` bins at a time; a batch whose `carries` is true continues
+    Stretches of similar length run side by side, `chunk` bins at a time; a clip whose `carries` is true continues
     the stretches of the one before, so that recurrent state carries over. What a stretch gives does not depend on
     `chunk`, `bins` or `part`.
 
@@ -214,9 +214,8 @@ def stream(
             # A stretch that has ended stays in the batch, masked, so that rows keep their state.
             begin = np.minimum(starts + offset, stops - 1)
             end = np.where(starts + offset < stops, stops, begin)
-            clips = gather(prepared, begin, end, length=length, context=context, shown=shown)
-            clips.carries = offset > 0
-            yield clips
+            sample = gather(prepared, begin, end, length=length, context=context, shown=shown)
+            yield replace(sample, clip=replace(sample.clip, carries=offset > 0))
 
 
 def _sum_between(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

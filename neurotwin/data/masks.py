@@ -1,40 +1,100 @@
-"""Which counts are valid: the filters of `datafilters`, and what always holds.
+"""Which responses are valid: the filters of `datafilters`, and what always holds.
 
 Whatever filters are named, all that a prediction sees (frames, behaviour, spike history) lies within one run of bins
 (one trial, one stimulus type, no gap), and its own bin is one that the session calls valid.
 """
 
-import numpy as np
+from dataclasses import dataclass
 
-from ..config import DatasetConfig, MissingPct, ValidLags
+import numpy as np
+from pydantic import Field
+
+from ..config import DatasetConfig, Params, register
 from .session import SessionError
 
-__all__ = ["lags_valid", "missing_below", "valid_counts"]
+__all__ = ["Bins", "Filter", "MissingPct", "ValidLags", "lags_valid", "missing_below", "valid_responses"]
 
 
-def valid_counts(
-    config: DatasetConfig,
-    *,
-    name: str,
-    runs: np.ndarray,
-    valid: np.ndarray,
-    missing_pct: np.ndarray | None,
-    n_units: int,
-) -> np.ndarray:
-    """Mask over bins and units, (T, U) bool.
+@dataclass(frozen=True)
+class Bins:
+    """What a filter may look at.
 
-    Parameters
+    Attributes
     ----------
-    config
-        The session's configuration.
-    name
-        Name of the session, for messages.
     runs
         (N, 2): first and one past the last bin of each run.
     valid
         (T,) bool: the session's own validity.
     missing_pct
         (T, U) percentage of spikes below threshold, or None.
+    """
+
+    runs: np.ndarray
+    valid: np.ndarray
+    missing_pct: np.ndarray | None
+
+
+class Filter(Params):
+    """Base of the filters: parameters are fields, `mask` is what they leave."""
+
+    @property
+    def lags(self) -> int | None:
+        """Bins before the predicted one over which validity is asked for; None for a filter of something else."""
+        return None
+
+    def mask(self, bins: Bins) -> np.ndarray:
+        """True where a response may be used, (T, 1) or (T, U).
+
+        Raises
+        ------
+        ValueError
+            If the session does not have what the filter needs.
+        """
+        raise NotImplementedError
+
+
+@register("filter", "valid_nlags")
+class ValidLags(Filter):
+    """Same trial, tracking valid and no gap over the last bins."""
+
+    n_lags: int = Field(
+        ..., ge=0, description="Bins before the predicted one that must be valid; at least the largest lag is covered."
+    )
+
+    @property
+    def lags(self) -> int:
+        return self.n_lags
+
+    def mask(self, bins: Bins) -> np.ndarray:
+        return lags_valid(bins.valid, bins.runs, self.n_lags)[:, None]
+
+
+@register("filter", "missing_pct")
+class MissingPct(Filter):
+    """Leave out bins where too many spikes of a unit fell below the detection threshold."""
+
+    threshold: float = Field(..., ge=0, le=100, description="Per cent. A unit whose median is above it keeps all bins.")
+
+    def mask(self, bins: Bins) -> np.ndarray:
+        if bins.missing_pct is None:
+            raise ValueError(
+                "asks for missing_pct, which the session does not have; remove the filter or give "
+                "Session(missing_pct=...)"
+            )
+        return missing_below(bins.missing_pct, self.threshold)
+
+
+def valid_responses(config: DatasetConfig, bins: Bins, *, name: str, n_units: int) -> np.ndarray:
+    """Mask over bins and units, (T, U) bool.
+
+    Parameters
+    ----------
+    config
+        The session's configuration.
+    bins
+        What the filters look at.
+    name
+        Name of the session, for messages.
     n_units
         U.
 
@@ -43,26 +103,23 @@ def valid_counts(
     SessionError
         If a filter needs what the session does not have, or nothing is left.
     """
-    always = lags_valid(np.ones(len(valid), bool), runs, config.keys_lags.reach) & valid
+    reach, valid = config.keys_lags.reach, bins.valid
+    always = lags_valid(np.ones(len(valid), bool), bins.runs, reach) & valid
     mask = np.repeat(always[:, None], n_units, axis=1)
     for key, datafilter in config.datafilters.items():
         for op in datafilter.ops:
-            match op.params:
-                case ValidLags(n_lags=n_lags):
-                    mask &= lags_valid(valid, runs, n_lags)[:, None]
-                case MissingPct(threshold=threshold):
-                    if missing_pct is None:
-                        raise SessionError(
-                            f"session {name!r}: datafilters.{key} asks for missing_pct, which it does not have; "
-                            "remove the filter or give Session(missing_pct=...)"
-                        )
-                    mask &= missing_below(missing_pct, threshold)
+            part = op.params
+            if part.lags is not None and part.lags < reach:  # validity covers what is read, whatever the file says
+                part = part.model_copy(update={"n_lags": reach})
+            try:
+                mask &= part.mask(bins)
+            except ValueError as error:
+                raise SessionError(f"session {name!r}: datafilters.{key} {error}") from None
     if not mask.any():
-        longest = int(np.max(runs[:, 1] - runs[:, 0], initial=0))
+        longest = int(np.max(bins.runs[:, 1] - bins.runs[:, 0], initial=0))
         raise SessionError(
             f"session {name!r}: no valid bin is left after the filters (longest run {longest} bins, a prediction needs "
-            f"{config.keys_lags.reach + 1}; {int(valid.sum())} of {len(valid)} bins are valid); loosen datafilters or "
-            "shorten keys_lags"
+            f"{reach + 1}; {int(valid.sum())} of {len(valid)} bins are valid); loosen datafilters or shorten keys_lags"
         )
     return mask
 

@@ -333,15 +333,13 @@ class Session:
         )
         require(min(shape) > 0, f"stimulus has shape {shape}: nothing is shown")
         require(np.ndim(self.responses) == 2, f"responses have shape {np.shape(self.responses)}; give (T, U)")
-        require(
-            np.dtype(self.responses.dtype).kind in "iufb", f"responses are {self.responses.dtype}; give numbers"
-        )
+        require(np.dtype(self.responses.dtype).kind in "iufb", f"responses are {self.responses.dtype}; give numbers")
         for key in ("bin_rate", "pixels_per_degree"):
             value = getattr(self, key)
-            known = value is not None or key == "bin_rate"
+            positive = isinstance(value, int | float | np.number) and bool(np.isfinite(value)) and value > 0
+            what = "bins a second, in Hz" if key == "bin_rate" else "or None"
             require(
-                not known or (np.isscalar(value) and np.isfinite(value) and value > 0),
-                f"{key} is {value}; give a positive number, {'bins a second, in Hz' if key == 'bin_rate' else 'or None'}",
+                positive or (value is None and key != "bin_rate"), f"{key} is {value}; give a positive number, {what}"
             )
         per_bin = {
             "responses": self.responses, "trial": self.trial, "valid": self.valid, "repeat_id": self.repeat_id,
@@ -373,9 +371,7 @@ class Session:
         require = self._require
         require(len(np.unique(self.unit_ids)) == self.n_units, "unit_ids repeat; every unit needs its own id")
         for part in blocks(self.responses):
-            require(
-                bool(np.all(np.isfinite(part))), "responses hold NaN; set them to 0 and mask the bins with `valid`"
-            )
+            require(bool(np.all(np.isfinite(part))), "responses hold NaN; set them to 0 and mask the bins with `valid`")
             largest = float(np.abs(part, dtype=np.float64).max(initial=0))
             require(largest <= _LARGEST, f"responses reach {largest:.3g}; no response is so large, scale them")
         if self.stimulus.dtype != np.uint8:

@@ -35,7 +35,7 @@ def split_bins(
     Raises
     ------
     SessionError
-        If training or validation would have no usable bin.
+        If training would have no usable bin, or validation none although trials are drawn for it.
     """
     codes = np.full(len(trial), -1, np.int8)
     drawn = np.ones(len(trial), bool) if labels is None else labels == ""
@@ -49,8 +49,9 @@ def split_bins(
     if labels is not None:
         for code, label in enumerate(SPLITS):
             codes[labels == label] = code
-    wanted = SPLITS[:1] if config.train_val_split == 1 and labels is None else SPLITS[:2]
-    for code, label in enumerate(wanted):
+    # A session that labels all of its bins has said itself what it validates on, be it nothing.
+    validates = drawn.any() and config.train_val_split < 1
+    for code, label in enumerate(SPLITS[:2] if validates else SPLITS[:1]):
         if not (usable & (codes == code)).any():
             n_trials = len(np.unique(trial[usable]))
             raise SessionError(

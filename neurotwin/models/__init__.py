@@ -1,7 +1,20 @@
-"""Models: the stages of a twin, and the twin that composes them."""
+"""Models: the stages of a twin, and the twin that composes them. Importing this makes all components known."""
 
-from .registry import register
-from .spec import SessionSpec
-from .twin import CheckpointError, TwinModel, load_twin
+from . import convnet, frontend, history, modulator, penalties, pools, readout, recurrent, shifter
+from .storage import check_run, load_twin
+from .twin import TwinModel
 
-__all__ = ["CheckpointError", "SessionSpec", "TwinModel", "load_twin", "register"]
+__all__ = [
+    "TwinModel",
+    "check_run",
+    "convnet",
+    "frontend",
+    "history",
+    "load_twin",
+    "modulator",
+    "penalties",
+    "pools",
+    "readout",
+    "recurrent",
+    "shifter",
+]

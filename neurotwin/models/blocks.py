@@ -1,20 +1,89 @@
 """The block that orders convolution, norm, activation, dropout and pool as a config says."""
 
 from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from ..config import BlockConfig
-from .layers import Activation, Conv
-from .norms import make_norm
-from .pools import make_pool
-from .stages import Maps, Stage
+from ..config import ConfigError, FlatPart, NullIsNone, Params, define
+from .layers import Activation, ActivationName, ActParams, Conv, ConvParams
+from .norms import NormParams
+from .stages import Layer, Maps
 
-__all__ = ["Block"]
+__all__ = ["Block", "BlockConfig", "PoolPart"]
+
+STEPS = ("pad", "conv", "norm", "act", "dropout", "pool")
 
 
-class Block(Stage):
+def _known_norm(name: str) -> str:
+    if name != "none":
+        try:
+            define("norm", name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+    return name
+
+
+NormName = Annotated[str, AfterValidator(_known_norm), NullIsNone]
+
+
+class PoolPart(FlatPart):
+    """A pool: its type, and the keys of that type beside it."""
+
+    kind = "pool"
+
+
+class BlockConfig(Params):
+    """One block: pad, convolve, normalise, activate, drop out, pool."""
+
+    conv_params: ConvParams = Field(default_factory=ConvParams, description="The convolution.")
+    norm_type: NormName = Field(
+        "none", description="Statistics are per frame (or running, for batch), never over the time axis of a clip."
+    )
+    norm_params: NormParams = Field(default_factory=NormParams, description="Parameters of the norm.")
+    act_type: ActivationName = Field(
+        "relu",
+        description="none = identity, relu, leakyrelu, gelu, sigmoid, tanh, silu = swish, mish, softplus, bsoftplus, "
+        "splitrelu, square, or a class of torch.nn.",
+    )
+    act_params: ActParams = Field(default_factory=ActParams, description="Parameters of the activation.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability that a channel is dropped in training.")
+    pool_params: PoolPart = Field(default_factory=PoolPart, description="Pooling: its type, and the keys of that.")
+    causal: bool = Field(
+        True,
+        description="True: time is padded on the left, replicating. False: no padding in time. Frames are the same.",
+    )
+    order: tuple[Literal["pad", "conv", "norm", "act", "dropout", "pool"], ...] = Field(
+        STEPS,
+        description="Order of the steps; each at most once; one left out is not done. pad is the padding over time, "
+        "which the frames before a clip stand in for; spatial padding belongs to the convolution.",
+    )
+
+    @field_validator("order")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value) or "conv" not in value:
+            raise ValueError("order names each step at most once, and conv")
+        if "pad" in value and value.index("pad") > value.index("conv"):
+            raise ValueError("pad must come before conv")
+        return value
+
+    @model_validator(mode="after")
+    def _no_made_up_future(self) -> "BlockConfig":
+        paddings = {"conv_params": self.conv_params.padding}
+        paddings["pool_params"] = getattr(self.pool_params.params, "padding", (0, 0, 0))
+        for key, (time, height, width) in paddings.items():
+            if time and not self.causal:
+                raise ValueError(
+                    f"{key}.padding over time would end every prediction on made-up frames; "
+                    f"write [0, {height}, {width}], or causal: true"
+                )
+        return self
+
+
+class Block(Layer):
     """Pad, convolve, normalise, activate, drop out and pool, in the order that the config gives.
 
     Padding over time needs no step of its own: a clip brings the frames that a window would have to make up, so both
@@ -47,14 +116,15 @@ class Block(Stage):
             if name == "conv":
                 layer = Conv(params.conv_params, maps, channels, bias=bias, generator=generator)
             elif name == "norm" and params.norm_type != "none":
-                layer = make_norm(params.norm_type, params.norm_params, maps)
+                layer = define("norm", params.norm_type)(params.norm_params, maps)
             elif name == "act":
                 layer = Activation(params.act_type, params.act_params)
                 maps = replace(maps, channels=layer.channels(maps.channels))
             elif name == "dropout" and params.dropout:
                 layer = nn.Dropout3d(params.dropout)
             elif name == "pool" and params.pool_params.type != "none":
-                layer = make_pool(params.pool_params, maps, generator=generator)
+                pool = params.pool_params
+                layer = define("pool", pool.type)(pool.params, maps, generator=generator)
             else:
                 continue
             self.add_module(name, layer)

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..config import ConfigError, ModelConfig, Part
-from .readout import SpikeHistory
-from .registry import MODULES
-from .spec import SessionSpec
+from ..config import ConfigError, ModelConfig, Part, registered
+from ..data.spec import SessionSpec
 from .stages import Maps
 
 __all__ = ["check_behavior", "check_frames", "check_history", "check_lags", "check_sessions", "check_shift"]
@@ -47,7 +45,7 @@ def check_frames(config: ModelConfig, sessions: Sequence[SessionSpec], maps: Seq
     if config.initial_input_channels == 0:
         for part in (config.frontend, config.convnet):
             if part.type != "none":
-                raise ConfigError(f"{part.part}: initial_input_channels: 0 leaves it nothing to see; set it to none")
+                raise ConfigError(f"{part.kind}: initial_input_channels: 0 leaves it nothing to see; set it to none")
         return Maps(0, 1, 1, bin_rate=sessions[0].bin_rate)
     for spec, adapted in zip(sessions, maps, strict=True):
         if adapted != maps[0]:
@@ -80,8 +78,8 @@ def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], feature
         for spec in sessions:
             if part.type != "none" and spec.behavior_dim == 0:
                 raise ConfigError(
-                    f"session {spec.name}: {part.part} {part.type} needs behaviour, and there is none; add a transform "
-                    f"with expose_as: behavior, or set the {part.part} to none"
+                    f"session {spec.name}: {part.kind} {part.type} needs behaviour, and there is none; add a transform "
+                    f"with expose_as: behavior, or set the {part.kind} to none"
                 )
     if config.modulator.type == "none":
         return
@@ -102,7 +100,7 @@ def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], feature
 def check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
     """A shifter has positions to move."""
     if not getattr(readout, "takes_shift", False):
-        able = [name for name, kind in MODULES["readout"].items() if getattr(kind, "takes_shift", False)]
+        able = [name for name, kind in registered("readout").items() if getattr(kind, "takes_shift", False)]
         raise ConfigError(
             f"readout: {part.type} has no positions that a shifter could move; use {', '.join(able)}, or set the "
             "shifter to none"
@@ -111,11 +109,10 @@ def check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
         raise ConfigError("readout: a shifter has nowhere to move on maps of 1x1 pixels; set the shifter to none")
 
 
-def check_history(encoders: Sequence[SpikeHistory], sessions: Sequence[SessionSpec]) -> None:
+def check_history(n_lags: int, spec: SessionSpec) -> None:
     """A history encoder is given the bins that it looks at."""
-    for encoder, spec in zip(encoders, sessions, strict=False):
-        if spec.n_history < encoder.n_lags:
-            raise ConfigError(
-                f"session {spec.name}: the history encoder looks at {encoder.n_lags} bins, and keys_lags gives it "
-                f"{spec.n_history}; set keys_lags: {{history: [1..{encoder.n_lags}]}}"
-            )
+    if spec.n_history < n_lags:
+        raise ConfigError(
+            f"session {spec.name}: the history encoder looks at {n_lags} bins, and keys_lags gives it "
+            f"{spec.n_history}; set keys_lags: {{history: [1..{n_lags}]}}"
+        )

@@ -4,21 +4,53 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import sqrt
+from typing import Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..config import ConfigError, ConvNetParams, DenseNetParams, ResNetParams
-from .blocks import Block
-from .layers import Activation
+from ..config import ConfigError, Params, PositiveInt, register
+from .blocks import Block, BlockConfig
+from .layers import Activation, ActivationName
 from .norms import BatchNorm
-from .stages import Maps, Stage, fold_time, inside, normal, unfold_time
+from .stages import Layer, Maps, Stage, fold_time, inside, normal, unfold_time
 
-__all__ = ["ConvNet", "DenseNet", "ResNet", "Skip"]
+__all__ = ["ConvNet", "ConvNetParams", "DenseNet", "ResNet", "Skip"]
 
 
+class StemConfig(BlockConfig):
+    """A block before the first stage."""
+
+    out_channels: PositiveInt = Field(..., description="Channels of the output.")
+
+
+class ConvNetParams(Params):
+    """A stack of blocks."""
+
+    channels: tuple[PositiveInt, ...] = Field((32, 64), min_length=1, description="Output channels of each block.")
+    stem_config: StemConfig | None = Field(None, description="A block before the first.")
+    block_configs: tuple[BlockConfig, ...] | None = Field(None, description="One a channel. Default: 3x3x3, relu.")
+    final_activation: ActivationName = Field("none", description="Activation after the last block.")
+    checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
+
+    @model_validator(mode="after")
+    def _one_block_a_channel(self) -> "ConvNetParams":
+        if self.block_configs is not None and len(self.block_configs) != len(self.channels):
+            raise ValueError(
+                f"{len(self.block_configs)} block_configs for {len(self.channels)} channels; give one each"
+            )
+        return self
+
+    @property
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """The block of each stage."""
+        return self.block_configs or (BlockConfig(),) * len(self.channels)
+
+
+@register("convnet", "vanilla", "conv", "cnn")
 class ConvNet(Stage):
     """Blocks one after another, with a stem before the first where the config has one."""
 
@@ -42,46 +74,56 @@ class ConvNet(Stage):
         self.outputs = replace(maps, channels=self.final.channels(maps.channels))
         self.context = sum(block.context for block in self._all())
 
-    def stage(self, block: Block, inputs: Maps, params: ConvNetParams, generator: torch.Generator) -> Stage:
+    def stage(self, block: Block, inputs: Maps, params: ConvNetParams, generator: torch.Generator) -> Layer:
         """What is done around a block; here nothing."""
         return block
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
         for block in self._all():
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_recompute_contexts, block))
             else:
                 x = block(x)
-        return self.final(x)
+        return self.final(x), None
 
     def _all(self) -> list[nn.Module]:
         return [*self.blocks] if self.stem is None else [self.stem, *self.blocks]
 
 
+@register("convnet", "resnet")
 class ResNet(ConvNet):
     """Blocks with a shortcut around each (He et al. 2016)."""
 
-    Params = ResNetParams
+    class Params(ConvNetParams):
+        """Blocks with a shortcut around each."""
 
-    def stage(self, block: Block, inputs: Maps, params: ResNetParams, generator: torch.Generator) -> Stage:
+        resnet_post_add_activation: ActivationName | None = Field(
+            None, description="Activation after shortcut and block are added."
+        )
+
+    def stage(self, block: Block, inputs: Maps, params: Params, generator: torch.Generator) -> Layer:
         return Residual(block, inputs, params.resnet_post_add_activation or "none", generator=generator)
 
 
+@register("convnet", "densenet")
 class DenseNet(ConvNet):
     """Blocks that each append their maps to all that came before (Huang et al. 2017)."""
 
-    Params = DenseNetParams
+    class Params(ConvNetParams):
+        """Blocks that each append `channels` maps (the growth) to all that came before."""
 
-    def stage(self, block: Block, inputs: Maps, params: DenseNetParams, generator: torch.Generator) -> Stage:
+    def stage(self, block: Block, inputs: Maps, params: Params, generator: torch.Generator) -> Layer:
         return Dense(block, inputs)
 
 
-class Residual(Stage):
+class Residual(Layer):
     """block(x) + shortcut(x), then an activation.
 
     The shortcut is x where channels and size agree, else a 1×1 convolution of the pixels that the block's outputs are
     centred on.
     """
+
+    kinds = {"weight": "kernel"}
 
     def __init__(self, block: Block, inputs: Maps, activation: str, *, generator: torch.Generator):
         super().__init__()
@@ -102,7 +144,7 @@ class Residual(Stage):
         return self.act(self.block(x) + shortcut)
 
 
-class Dense(Stage):
+class Dense(Layer):
     """x and block(x), side by side."""
 
     def __init__(self, block: Block, inputs: Maps):

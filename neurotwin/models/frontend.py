@@ -2,24 +2,18 @@
 
 from dataclasses import replace
 from math import log, pi, sqrt
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import (
-    AdapterParams,
-    ConfigError,
-    ConvFrontendParams,
-    DynamicalAdaptationParams,
-    LearnableTemporalParams,
-    NormParams,
-    TemporalBasisParams,
-)
-from ..data.transforms import raised_cosine_basis
-from .blocks import Block
-from .layers import Kernel
-from .norms import BatchNorm
+from ..config import ConfigError, Params, PositiveInt, register
+from ..data.kernels import AdaptationParams, RaisedCosineParams, raised_cosine_basis
+from .blocks import Block, BlockConfig
+from .layers import Kernel, KernelParams
+from .norms import BatchNorm, NormParams
 from .stages import Maps, Stage, normal
 
 __all__ = [
@@ -34,6 +28,8 @@ __all__ = [
 ]
 
 
+@register("adapter", "adapter")
+@register("frontend", "adapter")
 class Adapter(Stage):
     """Blur frames as much as the sampling grid needs, and sample them on a grid of fixed size.
 
@@ -46,9 +42,18 @@ class Adapter(Stage):
     Blur and bilinear sampling along an axis are one matrix, so that a frame costs two matrix products.
     """
 
-    Params = AdapterParams
+    class Params(Params):
+        """Learned anti-alias blur and resampling of a session's frames onto the grid that the core sees."""
 
-    def __init__(self, params: AdapterParams, inputs: Maps, **_: object):
+        grid_size: PositiveInt = Field(51, description="Height and width of the output, pixels.")
+        init_sigma: float = Field(
+            1.0, gt=0, description="Blur at the start, input pixels (at least what the grid needs)."
+        )
+        transform: Literal["scale", "affine"] = Field("scale", description="What is learned of the sampling grid.")
+
+    kinds = {"shift": "position", "log_scale": "position", "sigma_raw": "constant"}
+
+    def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
         size = params.grid_size
         self.frame, self.grid = (inputs.height, inputs.width), size
@@ -74,7 +79,7 @@ class Adapter(Stage):
         """The affine map of the grid, (2, 3); its difference from the identity is learned."""
         return torch.eye(2, 3, dtype=self.shift.dtype, device=self.shift.device) + self.shift
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
         rows, columns = (blur_matrix(n, s) for n, s in zip(self.frame, self.sigma(), strict=True))
         if not self.affine:
             rows, columns = self._sampling(self.frame[0]) @ rows, self._sampling(self.frame[1]) @ columns
@@ -85,7 +90,7 @@ class Adapter(Stage):
             grid = grid.to(x.dtype)
             x = F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
             x = x[0].unflatten(0, (clips, self.outputs.channels, -1))
-        return x
+        return x, None
 
     def _sampling(self, size: int) -> Tensor:
         """Bilinear sampling of `size` pixels on the grid, (grid, size)."""
@@ -95,6 +100,7 @@ class Adapter(Stage):
         return (1 - (where[:, None] - pixels).abs()).relu()
 
 
+@register("frontend", "learnable_temporal")
 class LearnableTemporal(Kernel, Stage):
     """Learned temporal filters, the same at every pixel, for each input channel.
 
@@ -102,10 +108,37 @@ class LearnableTemporal(Kernel, Stage):
     magnocellular path) and the residual (parvocellular), and each gets filters of its own.
     """
 
-    Params = LearnableTemporalParams
+    class Params(KernelParams):
+        """Temporal filters shared over pixels; no padding in time."""
+
+        kernel_size: PositiveInt = Field(16, description="Number of taps.")
+        num_channels: PositiveInt = Field(4, description="Number of filters (for each input channel).")
+        init_type: Literal["gaussian_derivatives", "biphasic", "identity", "random"] = Field(
+            "gaussian_derivatives", description="Filters at the start."
+        )
+        causal: bool = Field(True, description="Must be true: a filter sees the past only.")
+        bias: bool = Field(False, description="Add a constant per filter.")
+        split_MP: bool = Field(False, description="First split each frame into its low-pass and the residual.")
+        stride: PositiveInt = Field(1, description="Over time; realised as dilation further on.")
+        dilation: PositiveInt = Field(1, description="Bins between the taps of a filter.")
+        padding: Literal[0] = Field(0, description="Must be 0: the convolution is valid.")
+        padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = Field(
+            "zeros", description="Nothing is padded, whatever it says."
+        )
+        groups: PositiveInt | None = Field(
+            None, description="Checked: channels do not mix, so there are as many groups."
+        )
+
+        @field_validator("causal")
+        @classmethod
+        def _causal(cls, value: bool) -> bool:
+            if not value:
+                raise ValueError("only causal: true is possible, a filter cannot see the future")
+            return value
+
     SPLIT_SIGMA = 2.0
 
-    def __init__(self, params: LearnableTemporalParams, inputs: Maps, *, generator: torch.Generator):
+    def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
         sources = inputs.channels * (2 if params.split_MP else 1)
         if params.groups not in (None, sources):
             raise ConfigError(f"groups: {params.groups}, but filters are of one channel each, and there are {sources}")
@@ -121,7 +154,7 @@ class LearnableTemporal(Kernel, Stage):
             self.register_buffer("rows", blur_matrix(inputs.height, sigma), persistent=False)
             self.register_buffer("columns", blur_matrix(inputs.width, sigma), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
         if self.split:
             low = self.rows.to(x.dtype) @ (x @ self.columns.t().to(x.dtype))
             x = torch.cat([low, x - low], dim=1)
@@ -131,26 +164,32 @@ class LearnableTemporal(Kernel, Stage):
             spread[..., :: self.step] = filters
             filters = spread
         x = filter_over_time(x, filters)
-        return x if self.bias is None else x + self.bias.view(-1, 1, 1, 1)
+        return x if self.bias is None else x + self.bias.view(-1, 1, 1, 1), None
 
 
+@register("frontend", "temporal_basis")
 class TemporalBasis(Stage):
     """Fixed temporal filters: raised cosines on a logarithmic time axis (Pillow et al. 2008), for each channel."""
 
-    Params = TemporalBasisParams
+    class Params(RaisedCosineParams):
+        """Raised cosines as causal filters."""
 
-    def __init__(self, params: TemporalBasisParams, inputs: Maps, **_: object):
+        causal: Literal[True] = Field(True, description="Must be true: the stimulus of the future is not seen.")
+
+    def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
-        basis = torch.as_tensor(raised_cosine_basis(params), dtype=torch.get_default_dtype())
+        bin_ms = params.bin_size_ms or 1000 / inputs.bin_rate
+        basis = torch.as_tensor(raised_cosine_basis(params, bin_ms), dtype=torch.get_default_dtype())
         self.register_buffer("basis", basis.expand(inputs.channels, -1, -1).clone(), persistent=False)
         self.context = params.history_bins - 1
         self.outputs = replace(inputs, channels=inputs.channels * len(basis))
-        self.norm = BatchNorm(self.outputs.channels, NormParams()) if params.batch_norm else nn.Identity()
+        self.norm = BatchNorm(NormParams(), self.outputs) if params.batch_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(filter_over_time(x, self.basis))
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
+        return self.norm(filter_over_time(x, self.basis)), None
 
 
+@register("frontend", "da")
 class DynamicalAdaptation(Stage):
     """Photoreceptors that adapt: r = α y / (1 + β z), y = K_y ∗ s, z = K_z ∗ s (Clark et al. 2013, τ_r → 0).
 
@@ -160,10 +199,11 @@ class DynamicalAdaptation(Stage):
     Parameters learned: those that `learnable_params` names, through their logarithm (γ through its logit).
     """
 
-    Params = DynamicalAdaptationParams
+    Params = AdaptationParams
     NAMES = ("alpha", "beta", "gamma", "tau_y_ms", "tau_z_ms", "n_y", "n_z")
+    kinds = dict.fromkeys(NAMES, "constant")
 
-    def __init__(self, params: DynamicalAdaptationParams, inputs: Maps, **_: object):
+    def __init__(self, params: AdaptationParams, inputs: Maps, **_: object):
         super().__init__()
         for side in ("height", "width"):
             if getattr(params, side) not in (None, getattr(inputs, side)):
@@ -197,10 +237,10 @@ class DynamicalAdaptation(Stage):
         gamma = self.value("gamma")
         return torch.stack([fast, gamma * fast + (1 - gamma) * slow])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
         channels = x.shape[1]
         y, z = filter_over_time(x, self.filters().expand(channels, -1, -1)).unflatten(1, (channels, 2)).unbind(2)
-        return self.value("alpha") * y / (1 + self.value("beta") * z).clamp_min(0.1)
+        return self.value("alpha") * y / (1 + self.value("beta") * z).clamp_min(0.1), None
 
     def _gamma_filter(self, order: Tensor, tau: Tensor) -> Tensor:
         time = torch.arange(self.length - 1, -1, -1, device=tau.device, dtype=tau.dtype) * self.bin_ms / tau
@@ -209,13 +249,22 @@ class DynamicalAdaptation(Stage):
         return kernel / kernel.sum()
 
 
-class ConvFrontend(Block):
+@register("frontend", "conv")
+class ConvFrontend(Stage):
     """One convolution block."""
 
-    Params = ConvFrontendParams
+    class Params(BlockConfig):
+        """One convolution block in front of the convnet."""
 
-    def __init__(self, params: ConvFrontendParams, inputs: Maps, *, generator: torch.Generator):
-        super().__init__(params, inputs, params.out_channels, generator=generator)
+        out_channels: PositiveInt = Field(8, description="Channels of the output.")
+
+    def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
+        super().__init__()
+        self.block = Block(params, inputs, params.out_channels, generator=generator)
+        self.context, self.outputs = self.block.context, self.block.outputs
+
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
+        return self.block(x), None
 
 
 # --------------------------------------------------------------------------------------------------------------------

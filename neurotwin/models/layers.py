@@ -2,21 +2,113 @@
 
 from dataclasses import replace
 from math import prod, sqrt
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import activation as torch_activations
 
-from ..config import ActParams, ConfigError, ConvParams, KernelParams
-from .stages import Maps, channels_last, linear, normal, per_frame
+from ..config import ConfigError, NullIsNone, Params, PositiveInt, Size, nearest
+from .stages import Layer, Maps, channels_last, linear, normal, per_frame
 
-__all__ = ["MLP", "Activation", "Conv", "Kernel", "taper"]
+__all__ = [
+    "MLP",
+    "ActParams",
+    "Activation",
+    "ActivationName",
+    "Conv",
+    "ConvParams",
+    "EncoderParams",
+    "Kernel",
+    "KernelParams",
+    "OddInt",
+    "taper",
+]
 
 _LARGE_KERNEL = 7000
 """Values of one output channel's kernel: 64 of them, what oneDNN takes at a time, then fill most of a cache of 2 MB."""
 
 
-class Kernel(nn.Module):
+ACTIVATIONS = (
+    "none", "identity", "relu", "leakyrelu", "gelu", "sigmoid", "tanh", "silu", "swish", "mish", "softplus",
+    "bsoftplus", "splitrelu", "square",
+)  # fmt: skip
+
+
+def _check_activation(name: str) -> str:
+    """Return the name if it is an activation of the dialect or of torch.nn; raise ValueError if not."""
+    classes = [key for key in torch_activations.__all__ if key != "MultiheadAttention"]
+    if name not in ACTIVATIONS and name not in classes:
+        raise ValueError(f"unknown activation {name!r}; {nearest(name, [*ACTIVATIONS, *classes])}")
+    return name
+
+
+def _check_odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd, or the map shifts")
+    return value
+
+
+ActivationName = Annotated[str, AfterValidator(_check_activation), NullIsNone]
+"""Name of an activation of the dialect, or of a class of torch.nn."""
+OddInt = Annotated[PositiveInt, AfterValidator(_check_odd)]
+"""Size of a kernel that has a middle."""
+
+
+class WindowParams(Params):
+    """Parameters of the anti-alias window."""
+
+    power: float = Field(1.0, gt=0, description="The window is raised to this power; below 1 it tapers less.")
+
+
+class KernelParams(Params):
+    """What may be done to the kernel of a convolution before it is used."""
+
+    aa_signal: bool = Field(False, description="Taper the kernel with a separable window, on axes of 5 or more.")
+    aa_window: Literal["hann", "hamming", "blackman", "kaiser"] = Field(
+        "hann", description="Shape of the window; its peak is 1."
+    )
+    aa_window_kwargs: WindowParams = Field(default_factory=WindowParams, description="Parameters of the window.")
+    use_weight_norm: bool = Field(False, description="Normalise each filter, with a learned norm.")
+    keep_unit_norm: bool = Field(False, description="Normalise each filter, whose norm stays 1.")
+    weight_norm_dim: int = Field(0, description="Axis of the weight that is not normalised over (0: each filter).")
+
+
+class ConvParams(KernelParams):
+    """A convolution over time and space."""
+
+    type: Literal["standard", "depthwise"] = Field(
+        "standard", description="standard, or depthwise followed by a pointwise convolution."
+    )
+    kernel_size: Size = Field((3, 3, 3), description="[T, H, W] in bins and pixels.")
+    stride: Size = Field((1, 1, 1), description="[T, H, W]. A stride over time is realised as dilation further on.")
+    padding: Size = Field((0, 0, 0), description="[T, H, W]. In causal blocks time is padded as needed instead.")
+    dilation: Size = Field((1, 1, 1), description="[T, H, W].")
+    groups: PositiveInt = Field(1, description="Groups of channels that do not mix.")
+    bias: bool | None = Field(None, description="Default: true only without a norm.")
+    padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = Field("zeros", description="Spatial padding.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ConvParams":
+        for key in ("kernel_size", "stride", "dilation"):
+            if min(getattr(self, key)) < 1:
+                raise ValueError(f"{key} must be at least 1 on every axis")
+        if min(self.padding) < 0:
+            raise ValueError("padding must not be negative")
+        return self
+
+
+class ActParams(Params):
+    """Parameters of an activation."""
+
+    negative_slope: float | None = Field(None, description="leakyrelu: slope below 0 (default 0.01).")
+    beta: float | None = Field(None, description="softplus, bsoftplus: sharpness (its initial value, where learned).")
+    split_dim: int | None = Field(None, description="splitrelu: axis that doubles; the channels by default.")
+
+
+class Kernel(Layer):
     """A convolution kernel (outputs, inputs, T, H, W), tapered and normalised as configured.
 
     Parameters
@@ -27,6 +119,8 @@ class Kernel(nn.Module):
     params
         What is done to it.
     """
+
+    kinds = {"weight": "kernel", "gain": "scale", "bias": "bias", "pointwise": "kernel"}
 
     def __init__(self, weight: Tensor, params: KernelParams):
         super().__init__()
@@ -76,13 +170,13 @@ class Conv(Kernel):
             raise ConfigError(
                 f"conv_params.groups: {groups} groups do not divide {inputs.channels} channels in and {between} out"
             )
-        shape = (between, inputs.channels // groups, *params.kernel_size)
+        (taps, *size), (step, *stride), (dilation, *spread) = params.kernel_size, params.stride, params.dilation
+        size, stride = inputs.present(tuple(size), 1), inputs.present(tuple(stride), 1)
+        shape = (between, inputs.channels // groups, taps, *size)
         super().__init__(normal(*shape, std=sqrt(2 / prod(shape[1:])), generator=generator), params)
         self.groups = groups
         self.folds = shape[2] == 1 or (groups == 1 and prod(shape[1:]) > _LARGE_KERNEL)
-        taps, *size = params.kernel_size
-        (step, *stride), (dilation, *spread) = params.stride, params.dilation
-        self.stride, self.spread, self.padding = tuple(stride), tuple(spread), params.padding[1:]
+        self.stride, self.spread, self.padding = stride, tuple(spread), inputs.present(params.padding[1:], 0)
         self.mode = params.padding_mode
         self.dilation = dilation * inputs.step
         self.context = (taps - 1) * self.dilation
@@ -174,6 +268,8 @@ class Activation(nn.Module):
     tensor([[1., 0., 0., 2.]])
     """
 
+    kinds = {"log_beta": "sharpness"}
+
     def __init__(self, name: str, params: ActParams | None = None, *, dim: int = 1):
         super().__init__()
         given = {} if params is None else params.model_dump(exclude_none=True)
@@ -206,6 +302,16 @@ class Activation(nn.Module):
             beta = self.log_beta.exp()
             return F.softplus(beta * x) / beta
         return self.function(x)
+
+
+class EncoderParams(Params):
+    """A multi-layer perceptron over the behaviour of a bin."""
+
+    dims: tuple[PositiveInt, ...] = Field((64, 64), description="Width of each layer.")
+    activation: ActivationName = Field("gelu", description="Activation between layers.")
+    residual: bool = Field(True, description="Add the input of a layer to its output where the widths agree.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability that a feature is dropped in training.")
+    use_layer_norm: bool = Field(False, description="Normalise each layer's output.")
 
 
 class MLP(nn.Module):

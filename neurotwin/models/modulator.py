@@ -1,71 +1,107 @@
 """How behaviour enters: encoded for every frame, then appended to, scaling, or driving the features.
 
-A modulator takes features (B, C, T, H, W) and the behaviour (B, T, K) of the same frames.
+A modulator is called with features (B, C, T, H, W) and the behaviour (B, T, K) of the same frames.
 """
 
 from dataclasses import replace
 from math import sqrt
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConcatParams, ConfigError, ConvGRUModulatorParams, EncoderParams, FiLMParams
-from .layers import MLP
+from ..config import ConfigError, Params, PositiveInt, register
+from .layers import MLP, EncoderParams, OddInt
 from .recurrent import ConvGRULayer
 from .stages import Maps, Stage, fold_time, linear, normal, unfold_time
 
 __all__ = ["Concat", "ConvGRUModulator", "FiLM"]
 
 
+class ModulatorParams(Params):
+    """What all modulators share."""
+
+    behavior_dim: PositiveInt | None = Field(None, description="Checked against the data where given.")
+    feature_dim: PositiveInt | None = Field(None, description="Checked against the convnet's channels where given.")
+
+
+@register("modulator", "concat")
 class Concat(Stage):
     """Append the encoded behaviour as channels, the same at every pixel."""
 
-    Params = ConcatParams
+    class Params(ModulatorParams):
+        """Encode the behaviour and append it as channels, the same at every pixel."""
+
+        encoder_params: EncoderParams = Field(default_factory=EncoderParams, description="The encoder.")
+
     takes_behavior = True
 
-    def __init__(self, params: ConcatParams, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
+    def __init__(self, params: Params, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
         super().__init__()
         self.encoder = _encoder(params.encoder_params, behavior_dim, generator)
         self.outputs = replace(inputs, channels=inputs.channels + self.encoder.features)
 
-    def forward(self, x: Tensor, behavior: Tensor) -> Tensor:
-        return torch.cat([x, _as_maps(self.encoder(behavior), x)], dim=1)
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
+        return torch.cat([x, _as_maps(self.encoder(behavior), x)], dim=1), None
 
 
+@register("modulator", "film")
 class FiLM(Stage):
     """(1 + γ) x + β with γ and β linear in the encoded behaviour, for every channel (Perez et al. 2018).
 
     Both start at 0, so that the features pass unchanged.
     """
 
-    Params = FiLMParams
+    class Params(ModulatorParams):
+        """Scale and shift every channel by the behaviour; the identity at the start."""
+
+        encoder_params: EncoderParams = Field(default_factory=EncoderParams, description="The encoder.")
+
     takes_behavior = True
 
-    def __init__(self, params: FiLMParams, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
+    def __init__(self, params: Params, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
         super().__init__()
         _require_features(inputs, "film")
         self.encoder = _encoder(params.encoder_params, behavior_dim, generator)
         self.head = linear(self.encoder.features, 2 * inputs.channels, generator=generator, scale=0.0)
         self.outputs = inputs
 
-    def forward(self, x: Tensor, behavior: Tensor) -> Tensor:
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
         gain, shift = self.head(self.encoder(behavior)).transpose(1, 2)[..., None, None].chunk(2, dim=1)
-        return x + gain * x + shift
+        return x + gain * x + shift, None
 
 
+@register("modulator", "convgru")
 class ConvGRUModulator(Stage):
     """A convolutional GRU over the features, driven by them and the embedded behaviour.
 
-    With :meth:`predict_features`, it also learns to predict the next frame's features from its state, and returns the
-    mean squared error of that (the auxiliary loss that `lambda_pred` weighs).
+    With :meth:`predict_features`, it also learns to predict the next frame's features from its state; the mean squared
+    error of that is its auxiliary loss, which `lambda_pred` weighs.
     """
 
-    Params = ConvGRUModulatorParams
+    class Params(ModulatorParams):
+        """A convolutional GRU over the features, driven by them and the behaviour."""
+
+        hidden_dim: PositiveInt = Field(64, description="Channels of the state.")
+        beh_emb_dim: PositiveInt = Field(16, description="Features of the behaviour.")
+        kernel_size: OddInt = Field(3, description="Spatial kernel, odd.")
+        use_layer_norm: bool = Field(True, description="Normalise the gates over channels.")
+        learnable_h0: bool = Field(True, description="Learn the state before the first frame (else 0).")
+        use_residual: bool = Field(True, description="Add the features to the output (projected where widths differ).")
+        grad_clip_val: float | None = Field(
+            None, gt=0, description="Clip the gradient that flows back through each step."
+        )
+        encoder_params: EncoderParams = Field(
+            default_factory=lambda: EncoderParams(dims=(64,)), description="Hidden layers of the behaviour's embedding."
+        )
+
+    kinds = {"h0": "state", "residual": "kernel", "prediction": "kernel"}
     takes_behavior = True
     is_recurrent = True
 
-    def __init__(self, params: ConvGRUModulatorParams, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
+    def __init__(self, params: Params, inputs: Maps, *, behavior_dim: int, generator: torch.Generator):
         super().__init__()
         _require_features(inputs, "convgru")
         self.encoder = _encoder(params.encoder_params, behavior_dim, generator)
@@ -88,20 +124,20 @@ class ConvGRUModulator(Stage):
         self.prediction = nn.Parameter(normal(channels, hidden, 1, 1, std=1 / sqrt(hidden), generator=generator))
 
     def forward(
-        self, x: Tensor, behavior: Tensor, state: list[Tensor] | None = None
-    ) -> tuple[Tensor, list[Tensor], Tensor | None]:
+        self, x: Tensor, behavior: Tensor | None = None, state: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         embedded = _as_maps(self.embedding(self.encoder(behavior)), x)
         if state is None and self.h0 is not None:
             state = [self.h0.expand(len(x), -1, *x.shape[-2:])]
         hidden, state = self.layer(torch.cat([x, embedded], dim=1), state)
-        error = None
+        self.auxiliary_loss = None
         if self.prediction is not None and self.training and x.shape[2] > 1:
             predicted = _pointwise(hidden[:, :, :-1], self.prediction)
             # Detached: else the core could please the prediction by making features constant.
-            error = F.mse_loss(predicted, x[:, :, 1:].detach())
+            self.auxiliary_loss = F.mse_loss(predicted, x[:, :, 1:].detach())
         if self.use_residual:
             hidden = hidden + (x if self.residual is None else _pointwise(x, self.residual))
-        return hidden, state, error
+        return hidden, state
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -3,84 +3,116 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConfigError, NormParams
+from ..config import ConfigError, Params, PositiveInt, register
+from ..processes import all_gather
 from .stages import Maps, per_frame
 
-__all__ = ["BatchNorm", "GlobalResponseNorm", "GroupNorm", "RMSNorm", "all_gather", "make_norm"]
+__all__ = ["BatchNorm", "GlobalResponseNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "NormParams", "RMSNorm"]
 
 
-def make_norm(kind: str, params: NormParams, inputs: Maps) -> nn.Module:
-    """The norm of a name of the dialect.
+class NormParams(Params):
+    """Parameters of a norm."""
 
-    Raises
-    ------
-    ConfigError
-        If it cannot be computed on such maps.
-    """
-    channels = inputs.channels
-    if kind == "group" and channels % params.num_groups:
-        divisors = [n for n in range(1, channels + 1) if channels % n == 0]
-        raise ConfigError(
-            f"norm_params.num_groups: {params.num_groups} does not divide {channels}; use one of {divisors}"
-        )
-    if kind == "instance" and inputs.height * inputs.width == 1:
-        raise ConfigError("norm_type: instance on maps of one pixel gives 0 always; use layer")
-    groups = {"layer": 1, "instance": channels, "group": params.num_groups}
-    if kind in groups:
-        return GroupNorm(groups[kind], channels, params)
-    return {"batch": BatchNorm, "rms": RMSNorm, "grn": GlobalResponseNorm}[kind](channels, params)
+    affine: bool = Field(True, description="Learn a scale (and shift, where the norm has one) per channel.")
+    num_groups: PositiveInt = Field(8, description="group: number of groups of channels.")
+    eps: float = Field(1e-5, gt=0, description="Added to the variance.")
+    momentum: float = Field(0.1, gt=0, le=1, description="batch: weight of a new batch in the running statistics.")
 
 
-class GroupNorm(nn.Module):
-    """Zero mean and unit variance of each group of channels over a frame (Wu & He 2018).
+class Norm(nn.Module):
+    """Base of the norms: a learned scale and shift per channel, where there are any.
 
-    One group is layer normalisation, a group for each channel instance normalisation.
+    Parameters
+    ----------
+    params
+        The norm's config.
+    inputs
+        What comes in; a norm changes no size.
     """
 
-    def __init__(self, groups: int, channels: int, params: NormParams):
+    kinds = {"weight": "scale", "bias": "bias"}
+    start, shifts = 1.0, True
+
+    def __init__(self, params: NormParams, inputs: Maps):
         super().__init__()
-        self.groups, self.eps = groups, params.eps
-        self.weight = nn.Parameter(torch.ones(channels)) if params.affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if params.affine else None
+        self.eps, channels = params.eps, inputs.channels
+        self.weight = nn.Parameter(torch.full((channels,), self.start)) if params.affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if params.affine and self.shifts else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return per_frame(F.group_norm, x, self.groups, self.weight, self.bias, self.eps)
+        """From clips (B, C, T, H, W) to clips of the same size."""
+        return per_frame(self.normalise, x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """From frames (N, C, H, W) to frames."""
+        raise NotImplementedError
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean x² + ε) over the channels and pixels of a frame, times a gain (Zhang & Sennrich 2019)."""
+@register("norm", "group")
+class GroupNorm(Norm):
+    """Zero mean and unit variance of each of `num_groups` groups of channels over a frame (Wu & He 2018)."""
 
-    def __init__(self, channels: int, params: NormParams):
-        super().__init__()
-        self.eps = params.eps
-        self.weight = nn.Parameter(torch.ones(channels)) if params.affine else None
+    def __init__(self, params: NormParams, inputs: Maps):
+        super().__init__(params, inputs)
+        self.groups, channels = self.n_groups(params, inputs), inputs.channels
+        if channels % self.groups:
+            divisors = [n for n in range(1, channels + 1) if channels % n == 0]
+            raise ConfigError(
+                f"norm_params.num_groups: {self.groups} does not divide {channels}; use one of {divisors}"
+            )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return per_frame(self._scale, x)
+    def n_groups(self, params: NormParams, inputs: Maps) -> int:
+        """Number of groups."""
+        return params.num_groups
 
-    def _scale(self, x: Tensor) -> Tensor:
+    def normalise(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+
+@register("norm", "layer")
+class LayerNorm(GroupNorm):
+    """Zero mean and unit variance over all channels and pixels of a frame (Ba et al. 2016): one group."""
+
+    def n_groups(self, params: NormParams, inputs: Maps) -> int:
+        return 1
+
+
+@register("norm", "instance")
+class InstanceNorm(GroupNorm):
+    """Zero mean and unit variance of each channel over the pixels of a frame (Ulyanov et al. 2016)."""
+
+    def n_groups(self, params: NormParams, inputs: Maps) -> int:
+        if inputs.height * inputs.width == 1:
+            raise ConfigError("norm_type: instance on maps of one pixel gives 0 always; use layer")
+        return inputs.channels
+
+
+@register("norm", "rms")
+class RMSNorm(Norm):
+    """x / sqrt(mean x² + ε) over the channels and pixels of a frame, times a gain (Zhang & Sennrich 2019).
+
+    With `affine` a constant per channel is added as well.
+    """
+
+    def normalise(self, x: Tensor) -> Tensor:
         values = x.permute(0, 2, 3, 1).flatten(1)
         factor = (values.square().mean(dim=1) + self.eps).rsqrt()[:, None, None, None]
-        return x * (factor if self.weight is None else factor * _per_channel(self.weight, x))
+        if self.weight is None:
+            return x * factor
+        return torch.addcmul(_per_channel(self.bias, x), x, factor * _per_channel(self.weight, x))
 
 
-class GlobalResponseNorm(nn.Module):
+@register("norm", "grn")
+class GlobalResponseNorm(Norm):
     """y = γ x n + β + x with n = g / mean_c g and g_c the norm of channel c over a frame (Woo et al. 2023)."""
 
-    def __init__(self, channels: int, params: NormParams):
-        super().__init__()
-        self.eps = params.eps
-        self.weight = nn.Parameter(torch.zeros(channels)) if params.affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if params.affine else None
+    start = 0.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        return per_frame(self._respond, x)
-
-    def _respond(self, x: Tensor) -> Tensor:
+    def normalise(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         energy = (pixels.square().sum(dim=1) + self.eps).sqrt()
         share = (energy / energy.mean(dim=1, keepdim=True))[..., None, None]
@@ -89,7 +121,8 @@ class GlobalResponseNorm(nn.Module):
         return torch.addcmul(_per_channel(self.bias, x), x, 1 + share * _per_channel(self.weight, x))
 
 
-class BatchNorm(nn.Module):
+@register("norm", "batch")
+class BatchNorm(Norm):
     """Batch normalisation (Ioffe & Szegedy 2015) whose batch is that of all processes.
 
     In training the mean and variance of a channel are taken over every value of the step, summed over processes with
@@ -103,18 +136,13 @@ class BatchNorm(nn.Module):
 
     frozen = False
 
-    def __init__(self, channels: int, params: NormParams):
-        super().__init__()
-        self.eps, self.momentum = params.eps, params.momentum
-        self.weight = nn.Parameter(torch.ones(channels)) if params.affine else None
-        self.bias = nn.Parameter(torch.zeros(channels)) if params.affine else None
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+    def __init__(self, params: NormParams, inputs: Maps):
+        super().__init__(params, inputs)
+        self.momentum = params.momentum
+        self.register_buffer("running_mean", torch.zeros(inputs.channels))
+        self.register_buffer("running_var", torch.ones(inputs.channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return per_frame(self._normalise, x)
-
-    def _normalise(self, x: Tensor) -> Tensor:
+    def normalise(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         y, mean, variance, count = _NormOverProcesses.apply(x, self.weight, self.bias, self.running_mean, self.eps)
@@ -161,15 +189,6 @@ class _NormOverProcesses(torch.autograd.Function):
         shift = -factor * _per_channel(offset, x) - slope * _per_channel(mean, x)
         for_x = torch.addcmul(shift, x, slope).addcmul_(gradient, factor).to(x.dtype)
         return for_x, *((None, None) if weight is None else (for_weight, for_bias)), None, None
-
-
-def all_gather(values: Tensor) -> Tensor:
-    """The tensors of all processes, stacked along a new first axis."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values[None]
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, values)
-    return torch.stack(parts)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:

@@ -1,74 +1,123 @@
 """Pools over space, dense in time."""
 
 from dataclasses import replace
+from functools import reduce
 from math import prod, sqrt
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConfigError, ConvParams, PoolParams
-from .layers import Conv
-from .stages import Maps, linear, per_frame, time_taps
+from ..config import ConfigError, Params, PositiveInt, Size, register
+from .layers import Conv, ConvParams, OddInt
+from .stages import Layer, Maps, linear, per_frame, time_taps
 
 __all__ = [
     "AdaptivePool",
     "BlurPool",
+    "LearnedPool",
     "LocalAttention",
+    "Pool",
     "SqueezeExcitePool",
     "WindowPool",
     "binomial",
-    "make_pool",
 ]
 
 
-def make_pool(params: PoolParams, inputs: Maps, *, generator: torch.Generator) -> nn.Module:
-    """The pool of a name of the dialect. Attributes as for :class:`Block`."""
-    if params.type == "learned":
-        stride = params.stride or (1, 2, 2)
-        conv = ConvParams(kernel_size=params.kernel_size or stride, stride=stride, padding=params.padding)
-        return Conv(conv, inputs, inputs.channels, bias=True, generator=generator)
-    kinds = {
-        "max": WindowPool, "avg": WindowPool, "adaptivemax": AdaptivePool, "adaptiveavg": AdaptivePool,
-        "aablur": BlurPool, "se_pool": SqueezeExcitePool, "locatt": LocalAttention,
-    }  # fmt: skip
-    return kinds[params.type](params, inputs, generator=generator)
+class Pool(Layer):
+    """Base of the pools, each built as ``pool(params, inputs, generator=...)``. Attributes as for :class:`Block`."""
+
+    class Params(Params):
+        """Stride of a pool."""
+
+        stride: Size | None = Field(None, description="Default: 2 in space, 1 in time.")
+
+    stride: tuple[int, int] | None = (1, 1)
+    offset: tuple[float, float] | None = (0.0, 0.0)
 
 
-class WindowPool(nn.Module):
-    """Maximum or mean over a window of frames and pixels."""
+@register("pool", "none")
+class NoPool(Pool):
+    """Nothing is pooled."""
 
-    def __init__(self, params: PoolParams, inputs: Maps, **_: object):
+    class Params(Params):
+        """No parameters."""
+
+
+class WindowParams(Pool.Params):
+    """A sliding window."""
+
+    kernel_size: Size | None = Field(None, description="Window. Default: the stride.")
+    padding: Size = Field((0, 0, 0), description="[T, H, W].")
+
+
+class WindowPool(Pool):
+    """A function of a window of frames and pixels."""
+
+    Params = WindowParams
+    name = ""
+    pool_frames: staticmethod
+
+    def __init__(self, params: WindowParams, inputs: Maps, **_: object):
         super().__init__()
         step, *stride = params.stride or (1, 2, 2)
         self.taps, *kernel = params.kernel_size or (step, *stride)
-        self.step, self.kernel, self.padding = inputs.step, tuple(kernel), params.padding[1:]
-        self.function = {"max": F.max_pool2d, "avg": F.avg_pool2d}[params.type]
-        self.stride = tuple(stride)
+        kernel, self.stride = inputs.present(tuple(kernel), 1), inputs.present(tuple(stride), 1)
+        self.step, self.kernel, self.padding = inputs.step, kernel, inputs.present(params.padding[1:], 0)
         if any(2 * p > k for p, k in zip(self.padding, kernel, strict=True)):
             raise ConfigError(f"pool_params.padding: {list(self.padding)} is more than half of {kernel}")
         self.offset = tuple((k - 1) / 2 - p for k, p in zip(kernel, self.padding, strict=True))
         self.context = (self.taps - 1) * inputs.step
-        maps = inputs.resized(self.kernel, self.stride, self.padding, f"pool_params: {params.type}")
+        maps = inputs.resized(self.kernel, self.stride, self.padding, f"pool_params: {self.name}")
         self.outputs = replace(maps, step=inputs.step * step)
 
     def forward(self, x: Tensor) -> Tensor:
-        views = time_taps(x, self.taps, self.step)
-        x = views[0]
-        for view in views[1:]:
-            x = torch.maximum(x, view) if self.function is F.max_pool2d else x + view
-        if self.function is F.avg_pool2d and self.taps > 1:
-            x = x / self.taps
-        return per_frame(self.function, x, self.kernel, self.stride, self.padding)
+        x = self.pool_time(time_taps(x, self.taps, self.step))
+        return per_frame(self.pool_frames, x, self.kernel, self.stride, self.padding)
+
+    def pool_time(self, views: list[Tensor]) -> Tensor:
+        """What becomes of the frames of a window, oldest first."""
+        raise NotImplementedError
 
 
-class AdaptivePool(nn.Module):
-    """Maximum or mean over a fixed number of regions of each frame."""
+@register("pool", "max")
+class MaxPool(WindowPool):
+    """Maximum over a window of frames and pixels."""
 
+    name, pool_frames = "max", staticmethod(F.max_pool2d)
+
+    def pool_time(self, views: list[Tensor]) -> Tensor:
+        return reduce(torch.maximum, views)
+
+
+@register("pool", "avg")
+class MeanPool(WindowPool):
+    """Mean over a window of frames and pixels."""
+
+    name, pool_frames = "avg", staticmethod(F.avg_pool2d)
+
+    def pool_time(self, views: list[Tensor]) -> Tensor:
+        return reduce(torch.add, views) / self.taps if self.taps > 1 else views[0]
+
+
+class AdaptivePool(Pool):
+    """A function of a fixed number of regions of each frame."""
+
+    class Params(WindowParams):
+        """Regions, or a window that gives as many."""
+
+        output_size: Size | None = Field(
+            None,
+            description="Number of regions [1, H, W]; time is never pooled. In its place: kernel_size alone, or "
+            "kernel_size, stride and padding for as many regions as such a window gives.",
+        )
+
+    name = ""
+    pool_frames: staticmethod
     stride = offset = None
-    context = 0
 
-    def __init__(self, params: PoolParams, inputs: Maps, **_: object):
+    def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
         sizes = [params.output_size or params.kernel_size]
         windowed = params.output_size is None and (params.stride is not None or max(params.padding) > 0)
@@ -76,31 +125,56 @@ class AdaptivePool(nn.Module):
             stride = params.stride or (1, 2, 2)
             sizes = [params.kernel_size or stride, stride]
         if any(size is None or size[0] != 1 for size in sizes):
-            raise ConfigError(
-                f"pool_params: {params.type} needs output_size: [1, H, W]; time is never pooled to a clip"
-            )
+            raise ConfigError(f"pool_params: {self.name} needs output_size: [1, H, W]; time is never pooled to a clip")
         height, width = sizes[0][1:]
         self.outputs = replace(inputs, height=height, width=width)
         if windowed:
             kernel, stride = (size[1:] for size in sizes)
-            self.outputs = inputs.resized(kernel, stride, params.padding[1:], f"pool_params: {params.type}")
+            self.outputs = inputs.resized(kernel, stride, params.padding[1:], f"pool_params: {self.name}")
         self.size = (self.outputs.height, self.outputs.width)
-        self.function = {"adaptivemax": F.adaptive_max_pool2d, "adaptiveavg": F.adaptive_avg_pool2d}[params.type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return per_frame(self.function, x, self.size)
+        return per_frame(self.pool_frames, x, self.size)
 
 
-class BlurPool(nn.Module):
+@register("pool", "adaptivemax")
+class AdaptiveMaxPool(AdaptivePool):
+    """Maximum over a fixed number of regions of each frame."""
+
+    name, pool_frames = "adaptivemax", staticmethod(F.adaptive_max_pool2d)
+
+
+@register("pool", "adaptiveavg")
+class AdaptiveMeanPool(AdaptivePool):
+    """Mean over a fixed number of regions of each frame."""
+
+    name, pool_frames = "adaptiveavg", staticmethod(F.adaptive_avg_pool2d)
+
+
+@register("pool", "learned")
+class LearnedPool(Conv):
+    """A strided convolution with as many channels out as in."""
+
+    Params = WindowParams
+
+    def __init__(self, params: WindowParams, inputs: Maps, *, generator: torch.Generator):
+        stride = params.stride or (1, 2, 2)
+        conv = ConvParams(kernel_size=params.kernel_size or stride, stride=stride, padding=params.padding)
+        super().__init__(conv, inputs, inputs.channels, bias=True, generator=generator)
+
+
+@register("pool", "aablur")
+class BlurPool(Pool):
     """Binomial blur, then every `stride`-th pixel and frame (Zhang 2019). The kernel is odd, so nothing shifts.
 
     Frames are blurred over time likewise, causally.
     """
 
-    def __init__(self, params: PoolParams, inputs: Maps, **_: object):
+    def __init__(self, params: Pool.Params, inputs: Maps, **_: object):
         super().__init__()
         step, *stride = params.stride or (1, 2, 2)
-        self.step, self.stride, self.offset = inputs.step, tuple(stride), (0.0, 0.0)
+        stride = inputs.present(tuple(stride), 1)
+        self.step, self.stride = inputs.step, stride
         self.register_buffer("over_time", binomial(2 * step - 1), persistent=False)
         blur = torch.outer(binomial(2 * stride[0] - 1), binomial(2 * stride[1] - 1))
         self.register_buffer("over_space", blur, persistent=False)
@@ -119,7 +193,8 @@ class BlurPool(nn.Module):
         return per_frame(F.conv2d, x, kernel, stride=self.stride, groups=channels)
 
 
-class SqueezeExcitePool(nn.Module):
+@register("pool", "se_pool")
+class SqueezeExcitePool(Pool):
     """Spatial soft pool, then channels scaled by what the frame holds as a whole.
 
     Pixels of a window are weighted by softmax(x) (Stergiou et al. 2021), on top of a binomial blur where `use_blur`;
@@ -127,10 +202,18 @@ class SqueezeExcitePool(nn.Module):
     taps of later layers.
     """
 
-    def __init__(self, params: PoolParams, inputs: Maps, *, generator: torch.Generator):
+    class Params(Pool.Params):
+        """Soft pooling, then squeeze and excite."""
+
+        r: PositiveInt = Field(4, description="Reduction of the squeeze.")
+        use_soft: bool = Field(True, description="Weight pixels by their exponential (soft pool); else average.")
+        use_blur: bool = Field(True, description="Blur before sampling.")
+
+    def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
         super().__init__()
         step, *stride = params.stride or (1, 2, 2)
-        self.stride, self.use_soft, self.context = tuple(stride), params.use_soft, 0
+        stride = inputs.present(tuple(stride), 1)
+        self.stride, self.use_soft, self.context = stride, params.use_soft, 0
         self.kernel = tuple(2 * s - 1 for s in stride) if params.use_blur else self.stride
         self.margin = tuple(s - 1 if params.use_blur else 0 for s in stride)
         self.offset = tuple((k - 1) / 2 - m for k, m in zip(self.kernel, self.margin, strict=True))
@@ -159,7 +242,8 @@ class SqueezeExcitePool(nn.Module):
         return (x * gate[..., None]).unflatten(2, (maps.height, maps.width))
 
 
-class LocalAttention(nn.Module):
+@register("pool", "locatt")
+class LocalAttention(Pool):
     """Each channel is scaled by how its neighbourhood compares with that of the channels beside it.
 
     s is x averaged over `spatial_kernel` pixels with learned weights (a depthwise convolution); a channel is
@@ -167,9 +251,15 @@ class LocalAttention(nn.Module):
     unchanged.
     """
 
-    stride, offset, context = (1, 1), (0.0, 0.0), 0
+    class Params(Params):
+        """Sizes of the neighbourhood."""
 
-    def __init__(self, params: PoolParams, inputs: Maps, **_: object):
+        chan_window: PositiveInt = Field(3, description="Channels that compete with one another.")
+        spatial_kernel: OddInt = Field(3, description="Neighbourhood in pixels, odd.")
+
+    kinds = {"weight": "kernel"}
+
+    def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
         size = params.spatial_kernel
         self.window, self.outputs = params.chan_window, inputs

@@ -6,23 +6,14 @@ map per unit.
 """
 
 from math import prod, sqrt
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import (
-    AttentionReadoutParams,
-    ConfigError,
-    FactorizedReadoutParams,
-    GaussianEIReadoutParams,
-    GaussianReadoutParams,
-    HistoryEncoderParams,
-    LinearReadoutParams,
-    PointReadoutParams,
-    ReadoutParams,
-)
-from .layers import Activation
+from ..config import ConfigError, Params, PositiveInt, register
 from .stages import Maps, fold_time, linear, normal
 
 __all__ = [
@@ -33,7 +24,6 @@ __all__ = [
     "LinearReadout",
     "PointReadout",
     "Readout",
-    "SpikeHistory",
     "pixel_centres",
     "pooled",
 ]
@@ -61,11 +51,22 @@ class Readout(nn.Module):
         Whether the readout has positions that a shifter may move: ``readout(features, shift)``.
     """
 
-    Params: type[ReadoutParams]
+    class Params(Params):
+        """What all readouts share."""
+
+        n_units: PositiveInt | None = Field(
+            None, description="Units come from the session; a number given is not needed."
+        )
+        bias: bool = Field(True, description="A constant per unit, started at the unit's mean training rate.")
+
+    kinds = {
+        "bias": "bias", "features": "features", "mean": "position", "std": "position", "theta": "position",
+        "mask": "mask", "query": "embedding", "position": "embedding",
+    }  # fmt: skip
     takes_shift = False
 
     def __init__(
-        self, params: ReadoutParams, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
+        self, params: Params, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
         generator: torch.Generator,
     ):  # fmt: skip
         super().__init__()
@@ -80,20 +81,28 @@ class Readout(nn.Module):
         """The readout without its bias."""
         raise NotImplementedError
 
+    def spatial_maps(self) -> Tensor | None:
+        """(U, H, W) where each unit looks; None for readouts that look at one point, or everywhere in turn."""
+        return None
 
+
+@register("readout", "gaussian")
 class GaussianReadout(Readout):
     """Features weighted under one rotated 2-D Gaussian per unit, normalised to sum 1 over the pixels.
 
     w_u(p) ∝ exp(−½ (p − μ)ᵀ R S⁻² Rᵀ (p − μ)),  rate drive = Σ_c f_uc Σ_p w_u(p) x_c(p) + b_u, with S the two standard
-    deviations sqrt(std² + (half a pixel)²): below half a pixel no gradient would reach the position.
+    deviations sqrt(std² + (half a pixel of that axis)²): below half a pixel no gradient would reach the position.
     """
 
-    Params = GaussianReadoutParams
+    class Params(Readout.Params):
+        """Features weighted under one rotated 2-D Gaussian per unit, normalised to sum 1."""
+
+        initial_std: float = Field(0.3, gt=0, description="Standard deviation at the start; half a map is 1.")
+        initial_mean_scale: float = Field(0.1, ge=0, description="Spread of the centres at the start; half a map is 1.")
+
     takes_shift = True
 
-    def __init__(
-        self, params: GaussianReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
-    ):
+    def __init__(self, params: Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
         super().__init__(params, inputs, n_units, generator=generator, **rest)
         self._place(params, inputs, (n_units,), generator)
         self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
@@ -103,7 +112,7 @@ class GaussianReadout(Readout):
 
     def weights(self, shift: Tensor | None = None) -> Tensor:
         """The Gaussians, (..., U, H, W), each of sum 1; one for each shift (B, T, 2): (B, T, ..., U, H, W)."""
-        std = (self.std.square() + self.floor**2).sqrt()
+        std = (self.std.square() + self.floor_squared).sqrt()
         away = self.grid - self.mean[..., None, None, :]
         cos, sin = self.theta.cos()[..., None, None], self.theta.sin()[..., None, None]
         along = (cos * away[..., 0] + sin * away[..., 1]) / std[..., 0, None, None]
@@ -116,28 +125,29 @@ class GaussianReadout(Readout):
             exponent = exponent + torch.einsum("i...uhw,bti->bt...uhw", pull, shift.to(pull.dtype))
         return exponent.flatten(-2).softmax(dim=-1).view_as(exponent)
 
-    def _place(
-        self, params: GaussianReadoutParams, inputs: Maps, shape: tuple[int, ...], generator: torch.Generator
-    ) -> None:
-        self.floor = 1 / min(inputs.height, inputs.width)
+    def spatial_maps(self) -> Tensor:
+        return self.weights()
+
+    def _place(self, params: Params, inputs: Maps, shape: tuple[int, ...], generator: torch.Generator) -> None:
+        floor = (1 / inputs.width, 1 / inputs.height)
+        self.register_buffer("floor_squared", torch.tensor([size**2 for size in floor]), persistent=False)
         self.register_buffer("grid", pixel_centres(inputs.height, inputs.width), persistent=False)
-        std = sqrt(max(params.initial_std**2 - self.floor**2, (0.1 * self.floor) ** 2))
+        std = torch.tensor([sqrt(max(params.initial_std**2 - size**2, (0.1 * size) ** 2)) for size in floor])
         centres = normal(shape[-1], 2, std=params.initial_mean_scale, generator=generator)
         self.mean = nn.Parameter(centres.expand(*shape, 2).clone())
-        self.std = nn.Parameter(torch.full((*shape, 2), std))
+        self.std = nn.Parameter(std.expand(*shape, 2).clone())
         self.theta = nn.Parameter(torch.zeros(shape))
 
 
+@register("readout", "gaussianei")
 class GaussianEIReadout(GaussianReadout):
     """An excitatory minus an inhibitory :class:`GaussianReadout`, each with feature weights |f| and its own Gaussian.
 
     Parameters have a first axis for the two: excitatory, inhibitory.
     """
 
-    Params = GaussianEIReadoutParams
-
     def __init__(
-        self, params: GaussianEIReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
+        self, params: GaussianReadout.Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
     ):
         Readout.__init__(self, params, inputs, n_units, generator=generator, **rest)
         self._place(params, inputs, (2, n_units), generator)
@@ -150,13 +160,21 @@ class GaussianEIReadout(GaussianReadout):
         excitation, inhibition = (maps * self.features.abs()).sum(dim=-1).unbind(dim=2)
         return excitation - inhibition
 
+    def spatial_maps(self) -> Tensor:
+        excitation, inhibition = self.weights()
+        return excitation - inhibition
 
+
+@register("readout", "linear")
 class LinearReadout(Readout):
     """One weight for every feature and pixel; `features` is (U, C, H, W)."""
 
-    Params = LinearReadoutParams
+    class Params(Readout.Params):
+        """One weight for every feature and pixel."""
 
-    def __init__(self, params: LinearReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
+    kinds = Readout.kinds | {"features": "feature_maps"}
+
+    def __init__(self, params: Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
         super().__init__(params, inputs, n_units, generator=generator, **rest)
         shape = (n_units, inputs.channels, inputs.height, inputs.width)
         self.features = nn.Parameter(_features(*shape, generator=generator))
@@ -165,15 +183,21 @@ class LinearReadout(Readout):
         # Both with the channels last: the features are, and the weights are the smaller copy.
         return F.linear(x.permute(0, 2, 3, 4, 1).flatten(2), self.features.permute(0, 2, 3, 1).flatten(1))
 
+    def spatial_maps(self) -> Tensor:
+        return self.features.norm(dim=1)
 
+
+@register("readout", "factorized")
 class FactorizedReadout(Readout):
     """A spatial mask times feature weights for each unit (Klindt et al. 2017)."""
 
-    Params = FactorizedReadoutParams
+    class Params(Readout.Params):
+        """A spatial mask times feature weights (Klindt et al. 2017)."""
 
-    def __init__(
-        self, params: FactorizedReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
-    ):
+        normalize: bool = Field(True, description="The mask of each unit has norm 1.")
+        init_noise: float = Field(0.01, gt=0, description="Spread of the weights at the start.")
+
+    def __init__(self, params: Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
         super().__init__(params, inputs, n_units, generator=generator, **rest)
         noise, self.normalize = params.init_noise, params.normalize
         self.mask = nn.Parameter(normal(n_units, inputs.height, inputs.width, std=noise, generator=generator))
@@ -185,7 +209,11 @@ class FactorizedReadout(Readout):
             mask = mask / mask.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
         return (pooled(x, mask) * self.features).sum(dim=-1)
 
+    def spatial_maps(self) -> Tensor:
+        return self.mask
 
+
+@register("readout", "point")
 class PointReadout(Readout):
     """Features at one point per unit, bilinearly interpolated (Lurz et al. 2021).
 
@@ -194,11 +222,20 @@ class PointReadout(Readout):
     μ = tanh(MLP(coordinates of the unit)) instead of a parameter.
     """
 
-    Params = PointReadoutParams
+    class Params(Readout.Params):
+        """Features at one learned point per unit, sampled around it in training (Lurz et al. 2021)."""
+
+        initial_std: float = Field(0.3, gt=0, description="Spread of the sampled point at the start; half a map is 1.")
+        initial_mean_scale: float = Field(0.1, ge=0, description="Spread of the points at the start.")
+        covariance: Literal["full", "diagonal", "isotropic"] = Field(
+            "full", description="What of the spread is learned."
+        )
+        predict_positions: bool = Field(False, description="Points are a learned function of the units' coordinates.")
+
     takes_shift = True
 
     def __init__(
-        self, params: PointReadoutParams, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
+        self, params: Params, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
         generator: torch.Generator,
     ):  # fmt: skip
         super().__init__(params, inputs, n_units, generator=generator)
@@ -239,6 +276,7 @@ class PointReadout(Readout):
         return (sampled * self.features.t()[:, None]).sum(dim=1)
 
 
+@register("readout", "attention")
 class AttentionReadout(Readout):
     """A learned query per unit attends to the positions of the map (Pierzchlewicz et al. 2023).
 
@@ -246,11 +284,14 @@ class AttentionReadout(Readout):
     the rate drive is Σ_heads Σ_c f_uhc Σ_p w_uh(p) x_c(p).
     """
 
-    Params = AttentionReadoutParams
+    class Params(Readout.Params):
+        """A learned query per unit attends to positions of the map (Pierzchlewicz et al. 2023)."""
 
-    def __init__(
-        self, params: AttentionReadoutParams, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
-    ):
+        num_heads: PositiveInt = Field(1, description="Heads.")
+        key_dim: PositiveInt = Field(32, description="Width of queries and keys in each head.")
+        use_pos_enc: bool = Field(True, description="Add a learned embedding of the position to the keys.")
+
+    def __init__(self, params: Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
         super().__init__(params, inputs, n_units, generator=generator, **rest)
         heads, width = params.num_heads, params.key_dim
         self.key = linear(inputs.channels, heads * width, generator=generator, bias=False)
@@ -269,47 +310,6 @@ class AttentionReadout(Readout):
         scores = torch.einsum("btphk,uhk->btuhp", keys.unflatten(3, (heads, width)), self.query) / sqrt(width)
         attended = torch.einsum("btuhp,btpc->btuhc", scores.softmax(dim=-1), features)
         return torch.einsum("btuhc,uhc->btu", attended, self.features)
-
-
-class SpikeHistory(nn.Module):
-    """A perceptron over the last counts of a session's units; without hidden layers, a GLM's coupling filters.
-
-    With `spectral_norm` the gain of every layer is at most 1 (Miyato et al. 2018, here with the exact largest singular
-    value): W ← W / max(1, σ₁).
-
-    Parameters
-    ----------
-    params
-        Its config.
-    n_units
-        U.
-    generator
-        Draws the initial weights.
-    """
-
-    Params = HistoryEncoderParams
-
-    def __init__(self, params: HistoryEncoderParams, n_units: int, *, generator: torch.Generator):
-        super().__init__()
-        self.n_lags, self.spectral_norm = params.num_lags, params.spectral_norm
-        self.dropout = nn.Dropout(params.dropout)
-        self.layers, self.acts, inputs = nn.ModuleList(), nn.ModuleList(), params.num_lags * n_units
-        for dim in params.hidden_dims:
-            self.layers.append(linear(inputs, dim, bias=params.bias, generator=generator))
-            self.acts.append(Activation(params.act_type, dim=-1))
-            inputs = self.acts[-1].channels(dim)
-        self.layers.append(linear(inputs, n_units, bias=params.bias, generator=generator, scale=0.1))
-        self.acts.append(Activation(params.output_activation, dim=-1))
-
-    def forward(self, history: Tensor) -> Tensor:
-        """From counts (B, n_lags + L - 1, U) to what the last n_lags of them add to each of L bins, (B, L, U)."""
-        x = self.dropout(history.unfold(1, self.n_lags, 1).flatten(2))
-        for layer, act in zip(self.layers, self.acts, strict=True):
-            weight = layer.weight
-            if self.spectral_norm:
-                weight = weight / torch.linalg.matrix_norm(weight, 2).clamp_min(1)
-            x = act(F.linear(x, weight, layer.bias))
-        return x
 
 
 # --------------------------------------------------------------------------------------------------------------------

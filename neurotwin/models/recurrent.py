@@ -9,10 +9,12 @@ from itertools import pairwise
 from math import prod, sqrt
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConvRecurrentParams, RecurrentParams
+from ..config import Params, PositiveInt, register
+from .layers import OddInt
 from .stages import Maps, Stage, fold_time, normal, unfold_time
 
 __all__ = ["ConvGRU", "ConvGRULayer", "ConvLSTM", "ConvLSTMLayer", "PooledGRU", "PooledLSTM"]
@@ -40,6 +42,10 @@ class ConvGRULayer(nn.Module):
     """
 
     gates = 3
+    kinds = {
+        "input_weight": "kernel", "hidden_weight": "kernel", "input_bias": "bias", "hidden_bias": "bias",
+        "input_scale": "scale", "hidden_scale": "scale",
+    }  # fmt: skip
 
     def __init__(
         self, inputs: int, hidden: int, kernel_size: int, *, layer_norm: bool = False, grad_clip: float | None = None,
@@ -113,14 +119,21 @@ class ConvLSTMLayer(ConvGRULayer):
         return [out.sigmoid() * cell.tanh(), cell]
 
 
+@register("recurrent", "convgru")
 class ConvGRU(Stage):
     """Convolutional GRUs over the feature maps, one on another."""
 
-    Params = ConvRecurrentParams
+    class Params(Params):
+        """A convolutional recurrent network over the feature maps."""
+
+        hidden_dim: PositiveInt = Field(64, description="Channels of the state.")
+        kernel_size: OddInt = Field(3, description="Spatial kernel, odd.")
+        n_layers: PositiveInt = Field(1, description="Layers.")
+
     Layer = ConvGRULayer
     is_recurrent = True
 
-    def __init__(self, params: ConvRecurrentParams, inputs: Maps, *, generator: torch.Generator):
+    def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
         super().__init__()
         widths = [inputs.channels, *[params.hidden_dim] * params.n_layers]
         self.layers = nn.ModuleList(
@@ -128,7 +141,9 @@ class ConvGRU(Stage):
         )
         self.outputs = replace(inputs, channels=params.hidden_dim)
 
-    def forward(self, x: Tensor, state: list[list[Tensor]] | None = None) -> tuple[Tensor, list[list[Tensor]]]:
+    def forward(
+        self, x: Tensor, behavior: Tensor | None = None, state: list[list[Tensor]] | None = None
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         after = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, layer_state = layer(x, before)
@@ -136,20 +151,27 @@ class ConvGRU(Stage):
         return x, after
 
 
+@register("recurrent", "convlstm")
 class ConvLSTM(ConvGRU):
     """Convolutional LSTMs over the feature maps, one on another."""
 
     Layer = ConvLSTMLayer
 
 
+@register("recurrent", "gru")
 class PooledGRU(Stage):
     """torch.nn.GRU over features averaged over pixels; the output is a map of one pixel."""
 
-    Params = RecurrentParams
+    class Params(Params):
+        """A recurrent network over spatially pooled features."""
+
+        hidden_dim: PositiveInt = Field(64, description="Units of the state.")
+        n_layers: PositiveInt = Field(1, description="Layers.")
+
     Network: type[nn.RNNBase] = nn.GRU
     is_recurrent = True
 
-    def __init__(self, params: RecurrentParams, inputs: Maps, *, generator: torch.Generator):
+    def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
         super().__init__()
         # Made without values, since torch would draw them from the global generator.
         network = self.Network(inputs.channels, params.hidden_dim, params.n_layers, batch_first=True, device="meta")
@@ -160,7 +182,9 @@ class PooledGRU(Stage):
                 parameter.copy_(normal(*parameter.shape, std=std, generator=generator))
         self.outputs = replace(inputs, channels=params.hidden_dim, height=1, width=1)
 
-    def forward(self, x: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, behavior: Tensor | None = None, state: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         before = None
         if state is not None:  # torch keeps layers first, and one tensor or a tuple
             parts = tuple(part.transpose(0, 1).contiguous() for part in state)
@@ -170,6 +194,7 @@ class PooledGRU(Stage):
         return y.transpose(1, 2)[..., None, None], [part.transpose(0, 1) for part in parts]
 
 
+@register("recurrent", "lstm")
 class PooledLSTM(PooledGRU):
     """torch.nn.LSTM over features averaged over pixels; the output is a map of one pixel."""
 

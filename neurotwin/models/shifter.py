@@ -1,15 +1,17 @@
 """Where the eye looks, as a shift of the positions that a session's readout looks at."""
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import ConfigError, ShifterParams, nearest
-from .layers import MLP
+from ..config import ConfigError, Names, Params, PositiveInt, nearest, register
+from .layers import MLP, ActivationName
 from .stages import linear
 
 __all__ = ["Shifter"]
 
 
+@register("shifter", "mlp")
 class Shifter(nn.Module):
     """Shift of the readout's positions from the gaze: s = r tanh(W MLP(gaze)), with W 0 at the start.
 
@@ -33,10 +35,23 @@ class Shifter(nn.Module):
         If a source is not among the names.
     """
 
-    Params = ShifterParams
+    class Params(Params):
+        """A perceptron from the gaze to a shift of all positions of a readout: max_shift * tanh(MLP(gaze)).
+
+        It starts at 0. For readouts with positions: gaussian, gaussianei and point. The gaze enters as behaviour; give
+        it a transform of its own, exposed as behavior, and scale it to about 1. A modulator sees all behaviour, the
+        gaze included.
+        """
+
+        source: Names | None = Field(
+            None, description="Transforms that hold the gaze, by name. Default: all behaviour."
+        )
+        hidden_dims: tuple[PositiveInt, ...] = Field((5, 5), description="Widths of the hidden layers; none: linear.")
+        act_type: ActivationName = Field("tanh", description="Activation between layers.")
+        max_shift: float = Field(1.0, gt=0, description="Bound of the shift along x and y; half a map is 1.")
 
     def __init__(
-        self, params: ShifterParams, behavior_dim: int, names: tuple[str, ...] = (), *, generator: torch.Generator
+        self, params: Params, behavior_dim: int, names: tuple[str, ...] = (), *, generator: torch.Generator
     ):  # fmt: skip
         super().__init__()
         for source in params.source or ():

@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..config import ConfigError, NoParams
+from ..config import ConfigError, NoParams, Part, define, register
 
 __all__ = [
     "Identity",
+    "Layer",
     "Maps",
     "Stage",
+    "build",
     "channels_last",
     "fold_time",
     "inside",
@@ -45,6 +48,9 @@ class Maps:
         Frames a second, Hz.
     step
         Frames between the time taps of a layer: the product of all temporal strides so far.
+    axes
+        Number of spatial axes that the stimulus has: 2 for frames, 1 for bars, whose width is 1, and 0 for a full
+        field. What a config says of an axis that is not there is not looked at; see :meth:`present`.
     """
 
     channels: int
@@ -52,6 +58,17 @@ class Maps:
     width: int
     bin_rate: float
     step: int = 1
+    axes: int = 2
+
+    def present(self, sizes: tuple[int, int], absent: int) -> tuple[int, int]:
+        """Sizes over height and width, with `absent` in place of those of axes that the stimulus does not have.
+
+        Examples
+        --------
+        >>> Maps(1, 31, 1, bin_rate=60.0, axes=1).present((5, 5), 1)
+        (5, 1)
+        """
+        return tuple(size if axis < self.axes else absent for axis, size in enumerate(sizes))  # type: ignore[return-value]
 
     def resized(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], what: str) -> "Maps":
         """These maps after a sliding window over space.
@@ -71,38 +88,69 @@ class Maps:
         return replace(self, height=height, width=width)
 
 
-class Stage(nn.Module):
-    """Base of the stages of a model.
+class Layer(nn.Module):
+    """Base of what maps clips to clips inside of a stage: ``layer(x)``.
 
     Attributes
     ----------
     outputs
-        What the stage gives.
+        What the layer gives.
     context
         Frames that it consumes: T comes out shorter by this.
-    takes_behavior
-        Whether it is called as ``stage(features, behavior)``.
-    is_recurrent
-        Whether it carries a state: it is then called with ``state=`` and returns ``(features, state)``.
+    kinds
+        What each of its own parameters is, by name; see :mod:`~neurotwin.models.parameters`.
     """
 
     outputs: Maps
     context: int = 0
+    kinds: ClassVar[dict[str, str]] = {}
+
+
+class Stage(Layer):
+    """Base of the stages of a model: ``stage(x, behavior, state)`` returns features and the state after them.
+
+    Attributes
+    ----------
+    takes_behavior
+        Whether it looks at the behaviour (B, T, K) of the frames of x; else `behavior` may be None.
+    is_recurrent
+        Whether it carries a state; else the state is None.
+    auxiliary_loss
+        What the stage adds to the loss of the last clips in training; None for nothing.
+    """
+
     takes_behavior: bool = False
     is_recurrent: bool = False
+    auxiliary_loss: Tensor | None = None
+
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
+        """From features (B, C, T, H, W), the behaviour of their frames and the state before them."""
+        raise NotImplementedError
 
 
+@register("adapter", "none")
+@register("frontend", "none")
+@register("convnet", "none")
+@register("modulator", "none")
+@register("recurrent", "none")
+@register("shifter", "none")
 class Identity(Stage):
-    """A stage of type `none`."""
+    """Nothing is done."""
 
     Params = NoParams
 
-    def __init__(self, params: NoParams, inputs: Maps, **_: object):
+    def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
         self.outputs = inputs
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x
+    def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
+        return x, None
+
+
+def build(part: Part, *args: Any, **kwargs: Any) -> Any:
+    """The module that a part of a config asks for; the other arguments are those of its class."""
+    with inside(f"{part.kind}.params"):
+        return define(part.kind, part.type)(part.params, *args, **kwargs)
 
 
 def channels_last(x: Tensor) -> Tensor:

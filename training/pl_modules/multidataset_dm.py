@@ -12,11 +12,12 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from neurotwin.clip import Batch
+from neurotwin.clip import Sample
 from neurotwin.config import DatasetConfig, load_dataset_configs
 from neurotwin.data.clips import ClipTable, clip_table, show, stream
 from neurotwin.data.prepare import Prepared, prepare
-from neurotwin.models.spec import SessionSpec
+from neurotwin.data.spec import SessionSpec
+from neurotwin.likelihoods import ResponseStatistics
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
 
@@ -31,8 +32,8 @@ class TrainingBatch:
 
     Attributes
     ----------
-    batches
-        Clips, one :class:`~neurotwin.clip.Batch` a session.
+    samples
+        Clips and their targets, one :class:`~neurotwin.clip.Sample` a session.
     count
         Valid (bin, unit) pairs of the whole optimizer step: over all processes and accumulated micro-batches. The
         loss is divided by it.
@@ -40,13 +41,13 @@ class TrainingBatch:
         Sessions in the optimizer step on any process, ascending: the only ones whose readouts change.
     """
 
-    batches: list[Batch]
+    samples: list[Sample]
     count: int
     sessions: tuple[int, ...]
 
-    def map(self, function: Callable[[Batch], Batch]) -> "TrainingBatch":
-        """The same with other batches."""
-        return replace(self, batches=[function(batch) for batch in self.batches])
+    def map(self, function: Callable[[Sample], Sample]) -> "TrainingBatch":
+        """The same with other samples."""
+        return replace(self, samples=[function(sample) for sample in self.samples])
 
 
 class ClipLoader:
@@ -115,11 +116,11 @@ class ClipLoader:
         clips = drawn[step][np.argsort(self.table.session[drawn[step]], kind="stable")]
         own = np.array_split(clips, self.sampler.world_size)[self.sampler.rank]
         batch = TrainingBatch(
-            self.table.batches(own, context=self.context, shown=self.shown),
+            self.table.samples(own, context=self.context, shown=self.shown),
             count=int(self.table.count[rows].sum()),
             sessions=tuple(np.unique(self.table.session[rows]).tolist()),
         )
-        return batch.map(Batch.pin_memory) if self.pin_memory else batch
+        return batch.map(Sample.pin_memory) if self.pin_memory else batch
 
     def _optimizer_step(self, step: int) -> range:
         """The micro-batches that are accumulated with `step`; they do not cross the end of an epoch."""
@@ -134,11 +135,10 @@ class StreamLoader:
     def __init__(self, sessions: Sequence[Prepared], split: str, **settings: Any) -> None:
         self.sessions, self.split, self.settings = sessions, split, settings
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Sample]:
         for index, prepared in enumerate(self.sessions):
-            for batch in stream(prepared, self.split, **self.settings):
-                batch.session = index
-                yield batch
+            for sample in stream(prepared, self.split, **self.settings):
+                yield sample.of_session(index)
 
 
 class MultiDatasetDM(pl.LightningDataModule):
@@ -240,7 +240,7 @@ class MultiDatasetDM(pl.LightningDataModule):
     def specs(self) -> list[SessionSpec]:
         """What a model must know of each session."""
         self.setup()
-        return [SessionSpec.from_prepared(prepared) for prepared in self.sessions]
+        return [prepared.spec for prepared in self.sessions]
 
     @property
     def table(self) -> ClipTable:
@@ -250,10 +250,10 @@ class MultiDatasetDM(pl.LightningDataModule):
             self._table = clip_table(self.sessions, "train", length=self.clip_len)
         return self._table
 
-    def mean_counts(self) -> list[torch.Tensor]:
-        """Mean training count per bin of every unit of every session, each (U,)."""
+    def statistics(self) -> list[ResponseStatistics]:
+        """The training responses of every session in short, from which a model starts."""
         self.setup()
-        return [torch.from_numpy(prepared.mean_counts()) for prepared in self.sessions]
+        return [prepared.statistics() for prepared in self.sessions]
 
     def train_dataloader(self) -> ClipLoader:
         """Micro-batches from where training stands to the end of its epoch."""
@@ -277,9 +277,11 @@ class MultiDatasetDM(pl.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch, and show its frames there; copies from page-locked memory are asynchronous."""
 
-        def move(part: Batch) -> Batch:
-            part = part.to(device)
-            return part if part.frames is None else show(part, self._stimuli[part.session])
+        def move(sample: Sample) -> Sample:
+            sample = sample.to(device)
+            if sample.clip.frames is None:
+                return sample
+            return replace(sample, clip=show(sample.clip, self._stimuli[sample.session]))
 
         return batch.map(move) if isinstance(batch, TrainingBatch) else move(batch)
 
@@ -299,7 +301,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         if self.balance == "session":
             groups = table.session
         elif self.balance == "subject":
-            subjects = [prepared.subject for prepared in self.sessions]
+            subjects = [prepared.spec.subject for prepared in self.sessions]
             groups = np.unique(subjects, return_inverse=True)[1][table.session]
         shared: dict[str, Any] = {
             "batch_size": max(1, self.batch_size // table.length), "steps_per_epoch": self.steps_per_epoch,
@@ -340,14 +342,14 @@ class MultiDatasetDM(pl.LightningDataModule):
         """Frames that the model needs before a prediction; all lags where no model is attached."""
         if self.trainer is not None:
             return self.trainer.lightning_module.twin.context
-        return self.sessions[0].n_lags - 1
+        return self.sessions[0].spec.n_lags - 1
 
 
 def oddities(prepared: Prepared) -> list[str]:
     """What is strange about a session, in words: units that cannot be learned, a stimulus that shows nothing."""
     found = []
     for number, text in ((0, f"of {prepared.n_units} units without a spike in training"), (1, "with a single one")):
-        if units := prepared.unit_ids[prepared.train_spikes == number].tolist():
+        if units := np.array(prepared.spec.unit_ids)[prepared.train_sum == number].tolist():
             shown = ", ".join(map(str, units[:10])) + (", ..." if len(units) > 10 else "")
             found.append(f"{len(units)} {text} ({shown})")
     if not prepared.contrast.any():

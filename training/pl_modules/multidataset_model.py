@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from neurotwin.clip import Batch
-from neurotwin.config import ConfigError, ModelConfig, load_model_config
-from neurotwin.metrics.poisson import PoissonSums, poisson_nll, summarize
-from neurotwin.models.norms import all_gather
-from neurotwin.models.spec import SessionSpec
-from neurotwin.models.twin import SESSION_PARTS, TwinModel, load_twin
+from neurotwin.analysis.evaluate import SessionScore
+from neurotwin.clip import Clip, Sample
+from neurotwin.config import ConfigError, ModelConfig, load_model_config, recording_reads, unread_keys
+from neurotwin.data.spec import SessionSpec
+from neurotwin.likelihoods import ResponseStatistics
+from neurotwin.metrics.table import summarize
+from neurotwin.models.network import CORE_PARTS, Streamer
+from neurotwin.models.parameters import describe_parameters
+from neurotwin.models.storage import load_twin
+from neurotwin.models.twin import TwinModel
+from neurotwin.processes import all_gather, all_reduce_sum
 
+from ..processes import Late, reduce_gradients
 from ..regularizers import Regularizers
 from ..schedulers import make_scheduler
-from ..utils import Late, all_reduce_sum, reduce_gradients
+from ..seams import micro_batches_done, optimizer_steps_now
 from .multidataset_dm import TrainingBatch
+from .pretrained import load_pretrained
 
 __all__ = ["MultiDatasetModel", "NonFiniteLossError"]
 
@@ -40,18 +47,19 @@ class NonFiniteLossError(ArithmeticError):
 class MultiDatasetModel(pl.LightningModule):
     """A twin in training.
 
-    The loss is the Poisson NLL summed over the valid counts of the whole optimizer step and divided by their number,
-    over all processes and accumulated micro-batches; gradients are summed over processes. So the loss, its gradients
-    and every metric are those of the run, not of a process.
+    The loss is the likelihood's NLL summed over the valid responses of the whole optimizer step and divided by their
+    number, over all processes and accumulated micro-batches; gradients are summed over processes. So the loss, its
+    gradients and every metric are those of the run, not of a process.
 
     Parameters
     ----------
     model_config
-        A model's configuration, or the path of its YAML.
+        A model's configuration, or the path of its YAML; None takes that of `pretrained_checkpoint`.
     sessions
         What the model must know of each session (:attr:`MultiDatasetDM.specs`).
-    mean_counts
-        Mean training count per bin of each session's units: the rates the model starts from.
+    statistics
+        Training responses of each session's units in short (:meth:`MultiDatasetDM.statistics`): what the model starts
+        from.
     learning_rate
         Of the parameters that belong to one session (readouts, adapters).
     core_lr_scale
@@ -65,6 +73,8 @@ class MultiDatasetModel(pl.LightningModule):
         whose unit ids are the same.
     freeze_vision
         Do not train frontend and convnet. Needs `pretrained_checkpoint`.
+    freeze_core
+        Do not train anything that sessions share. Needs `pretrained_checkpoint`.
     compile
         Compile the core, where that was measured to help: on a GPU, or for a recurrent core. Elsewhere a line says that
         it is not.
@@ -107,10 +117,10 @@ class MultiDatasetModel(pl.LightningModule):
 
     def __init__(
         self,
-        model_config: ModelConfig | str | Path,
+        model_config: ModelConfig | str | Path | None,
         sessions: Sequence[SessionSpec],
         *,
-        mean_counts: Sequence[Tensor] | None = None,
+        statistics: Sequence[ResponseStatistics] | None = None,
         learning_rate: float = 1e-4,
         core_lr_scale: float = 1.0,
         weight_decay: float = 1e-5,
@@ -119,6 +129,7 @@ class MultiDatasetModel(pl.LightningModule):
         restart_period: int | None = None,
         pretrained_checkpoint: str | Path | None = None,
         freeze_vision: bool = False,
+        freeze_core: bool = False,
         compile: bool = False,
         on_nan: str = "stop",
         seed: int = 0,
@@ -126,34 +137,42 @@ class MultiDatasetModel(pl.LightningModule):
         super().__init__()
         if on_nan not in ("stop", "skip"):
             raise ValueError(f"on_nan must be stop or skip, not {on_nan!r}")
-        if not isinstance(model_config, ModelConfig):
+        if (freeze_vision or freeze_core) and pretrained_checkpoint is None:
+            flag = "freeze_vision" if freeze_vision else "freeze_core"
+            raise ConfigError(f"{flag} would freeze random weights; give pretrained_checkpoint as well")
+        source = None if pretrained_checkpoint is None else load_twin(pretrained_checkpoint)
+        if model_config is None:
+            if source is None:
+                raise ConfigError("give a model_config, or a pretrained_checkpoint that has one")
+            model_config = source.config
+        elif not isinstance(model_config, ModelConfig):
             model_config = load_model_config(model_config)
-        if freeze_vision and pretrained_checkpoint is None:
-            raise ConfigError("freeze_vision would freeze random weights; give pretrained_checkpoint as well")
         self.learning_rate, self.core_lr_scale, self.weight_decay = learning_rate, core_lr_scale, weight_decay
         self.lr_scheduler, self.warmup_epochs, self.restart_period = lr_scheduler, warmup_epochs, restart_period
-        self.freeze_vision, self.on_nan, self.seed, self.compile_core = freeze_vision, on_nan, seed, compile
-        self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
-        if mean_counts is not None:
-            self.twin.initialise_rates(mean_counts)
-        if pretrained_checkpoint is not None:
-            self._load_pretrained(pretrained_checkpoint)
-        if freeze_vision:
-            for part in _VISION_PARTS:
-                getattr(self.twin, part).requires_grad_(False)
-        self.regularizers = Regularizers(model_config.regularization, dict(self.twin.named_parameters()))
+        self.on_nan, self.seed, self.compile_core = on_nan, seed, compile
+        with recording_reads() as reads:
+            self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
+            self.regularizers = Regularizers(model_config.regularization, describe_parameters(self.twin))
+        for key in unread_keys(model_config, reads):
+            logger.info("%s has no effect in this model", key)
+        if statistics is not None:
+            self.twin.initialise(statistics)
+        if source is not None:
+            load_pretrained(self.twin, source, pretrained_checkpoint, exact=_VISION_PARTS)
+        self.frozen = CORE_PARTS if freeze_core else _VISION_PARTS if freeze_vision else ()
+        for part in self.frozen:
+            getattr(self.twin, part).requires_grad_(False)
         self.stop_requested = self.stop_agreed = False
         self.skipped = 0
         self._train_sums = torch.zeros(2, dtype=torch.float64)
-        self._forwards: list[list[tuple[Batch, Tensor]]] = []
+        self._forwards: list[list[tuple[Sample, Tensor]]] = []
         self._bad = torch.zeros(())
-        self._late: list[tuple[Late, str, list[list[tuple[Batch, Tensor]]]]] = []
-        self._val_sums: list[PoissonSums] = []
-        self._val_state: Any = None
+        self._late: list[tuple[Late, str, list[list[tuple[Sample, Tensor]]]]] = []
+        self._scores: list[SessionScore] = []
 
-    def forward(self, batches: list[Batch]) -> list[Tensor]:
-        """Rates (B, L, U) of each batch, expected counts per bin."""
-        return self.twin(batches)
+    def forward(self, clips: list[Clip]) -> list[Tensor]:
+        """Rates (B, L, U) of clips of each session, expected responses per bin and presentation."""
+        return self.twin(clips)
 
     def on_fit_start(self) -> None:
         """Compile the core, if that was asked for and helps on this device."""
@@ -164,13 +183,13 @@ class MultiDatasetModel(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Leave frozen parts as they are: their norms keep to the running averages, and nothing drops out."""
-        if self.freeze_vision:
-            for part in _VISION_PARTS:
-                getattr(self.twin, part).eval()
+        for part in self.frozen:
+            getattr(self.twin, part).eval()
 
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Draw dropout and sampled readouts from (seed, step, process): a resumed run draws the same."""
-        state = np.random.SeedSequence((self.seed, self._step, self.trainer.global_rank)).generate_state(1, np.uint64)
+        place = (self.seed, micro_batches_done(self.trainer), self.trainer.global_rank)
+        state = np.random.SeedSequence(place).generate_state(1, np.uint64)
         # Not torch.manual_seed: where CUDA is not in use it formats a traceback each time, for later.
         torch.default_generator.manual_seed(int(state[0]))
         if self.device.type == "cuda":
@@ -180,14 +199,14 @@ class MultiDatasetModel(pl.LightningModule):
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         """This process's and micro-batch's share of the loss of an optimizer step."""
         before = [buffer.clone() for buffer in self.twin.buffers()] if self.on_nan == "skip" else []
-        parts, losses = batch.batches, self._losses(batch.batches)
+        parts, losses = batch.samples, self._losses(batch.samples)
         if self.on_nan == "skip":
             parts, losses = self._without_bad(parts, losses, before)
         nll = torch.stack(losses).sum() if losses else sum(0 * p.sum() for p in self.twin.parameters())
         penalty, terms = self.regularizers.penalty(self.current_epoch, active=batch.sessions)
         if self.twin.auxiliary_loss is not None and losses:
             penalty = penalty + self.twin.auxiliary_loss
-        count = sum((part.mask.sum() for part in parts), torch.zeros((), device=nll.device))
+        count = sum((part.target.mask.sum() for part in parts), torch.zeros((), device=nll.device))
         self._train_sums = self._train_sums.to(nll.device)
         self._train_sums += torch.stack([nll.detach().double(), count.double()])
         if batch_idx == 0:
@@ -200,7 +219,7 @@ class MultiDatasetModel(pl.LightningModule):
 
     def on_after_backward(self) -> None:
         """When the optimizer is about to step: sum over processes the gradients, and what is known of the step."""
-        if not self._optimizer_steps_now():
+        if not optimizer_steps_now(self.trainer):
             return
         votes = torch.stack([self._bad, torch.full_like(self._bad, self.stop_requested)])
         if self.trainer.world_size > 1 or self.on_nan == "skip":
@@ -228,40 +247,59 @@ class MultiDatasetModel(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of every session at zero."""
-        self._val_sums = [PoissonSums(len(spec.unit_ids), device=self.device) for spec in self.twin.sessions]
-        self._val_state = None
+        self._scores = [
+            SessionScore(prepared, module.likelihood, self.device)
+            for prepared, module in zip(self.trainer.datamodule.sessions, self.twin.per_session, strict=True)
+        ]
+        self._predict = Streamer(self.twin)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the sums of its session."""
-        rates, self._val_state = self.twin.step([batch], self._val_state if batch.carries else None)
-        self._val_sums[batch.session].update(rates[0], batch.spikes, batch.mask, batch.exposure)
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """Add a sample to the sums of its session."""
+        self._scores[batch.session].update_sums(batch, self._predict(batch.clip))
 
     def on_validation_epoch_end(self) -> None:
-        """Add the sums over processes, divide once, log."""
-        self._val_state = None
-        flat = all_reduce_sum(torch.cat([sums.sums.reshape(-1) for sums in self._val_sums]))
-        bps, nll, bins = [], 0.0, 0.0
-        for spec, sums in zip(self.twin.sessions, self._val_sums, strict=True):
+        """Add the sums over processes, divide once, log.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If a prediction in a valid bin is not finite, with session, trial and bin.
+        """
+        self._refuse_bad_predictions()
+        flat = all_reduce_sum(torch.cat([score.sums.sums.reshape(-1) for score in self._scores]))
+        merits, nll, bins = [], 0.0, 0.0
+        for spec, score in zip(self.twin.sessions, self._scores, strict=True):
+            sums = score.sums
             part, flat = flat[: sums.sums.numel()], flat[sums.sums.numel() :]
             sums.sums = part.reshape(sums.sums.shape)
             values = sums.compute()
-            bps.append(summarize(values["bps"]).mean)
+            merits.append(summarize(values[self.merit]).mean)
             nll += torch.nansum(values["nll"] * values["bins"]).item()
             bins += values["bins"].sum().item()
-            self.log(f"val_bps/{spec.name}", bps[-1], rank_zero_only=True)
-        known = [value for value in bps if value == value]
+            self.log(f"val_{self.merit}/{spec.name}", merits[-1], rank_zero_only=True)
+        known = [value for value in merits if value == value]
         # The same on every process: both are read by callbacks that decide on all of them.
         self.log("val_loss", nll / bins if bins else float("nan"), prog_bar=True)
-        self.log("val_bps", sum(known) / len(known) if known else float("nan"), prog_bar=True)
+        self.log(f"val_{self.merit}", sum(known) / len(known) if known else float("nan"), prog_bar=True)
+
+    @property
+    def merit(self) -> str:
+        """Name of the metric that runs of this likelihood are compared by: `bps` for counts."""
+        return self.twin.per_session[0].likelihood.figure_of_merit
+
+    def _refuse_bad_predictions(self) -> None:
+        found = next((fault for score in self._scores if (fault := score.fault())), None)
+        if found := self._first_of_processes(found):
+            raise NonFiniteLossError(f"in validation, {found}")
 
     def configure_optimizers(self) -> Any:
         """AdamW over four groups: core and session parts, each with and without weight decay."""
         groups: dict[tuple[str, bool], list[Tensor]] = {}
-        for name, parameter in self.twin.named_parameters():
-            if parameter.requires_grad:
-                part = "session" if name.startswith(SESSION_PARTS) else "core"
-                decays = _is_weight(name, parameter) and name not in self.regularizers.no_decay
-                groups.setdefault((part, decays), []).append(parameter)
+        for info in describe_parameters(self.twin):
+            if info.parameter.requires_grad:
+                part = "core" if info.session is None else "session"
+                decays = info.decays and info.name not in self.regularizers.no_decay
+                groups.setdefault((part, decays), []).append(info.parameter)
         rates = {"session": self.learning_rate, "core": self.learning_rate * self.core_lr_scale}
         optimizer = torch.optim.AdamW(
             [
@@ -304,20 +342,23 @@ class MultiDatasetModel(pl.LightningModule):
             sums = torch.cat([sums.sum(dim=0)[None], torch.zeros(self.trainer.world_size - 1, 2)])
         self._train_sums, self.skipped = sums[rank], checkpoint["run"]["skipped"]
 
-    @property
-    def _step(self) -> int:
-        """Micro-batches of the run before this one."""
-        return self.trainer.fit_loop.epoch_loop.total_batch_idx
+    def _losses(self, parts: list[Sample]) -> list[Tensor]:
+        """Summed NLL of each part; rates are kept for :meth:`_describe_bad`."""
+        rates = self.twin([part.clip for part in parts]) if parts else []
+        forward = list(zip(parts, rates, strict=True))
+        self._forwards.append(
+            [(replace(part, clip=replace(part.clip, stimulus=None)), rates.detach()) for part, rates in forward]
+        )
+        return [self._nll(part, rates) for part, rates in forward]
 
-    def _losses(self, parts: list[Batch]) -> list[Tensor]:
-        """Summed Poisson NLL of each part; rates are kept for :meth:`_describe_bad`."""
-        forward = list(zip(parts, self.twin(parts), strict=True)) if parts else []
-        self._forwards.append([(replace(part, stimulus=part.bins), rates.detach()) for part, rates in forward])
-        return [poisson_nll(rates, part.spikes, part.mask, part.exposure) for part, rates in forward]
+    def _nll(self, part: Sample, rates: Tensor) -> Tensor:
+        target = part.target
+        likelihood = self.twin.per_session[part.session].likelihood
+        return likelihood.nll(rates, target.responses, target.mask, target.exposure)
 
     def _without_bad(
-        self, parts: list[Batch], losses: list[Tensor], buffers: list[Tensor]
-    ) -> tuple[list[Batch], list[Tensor]]:
+        self, parts: list[Sample], losses: list[Tensor], buffers: list[Tensor]
+    ) -> tuple[list[Sample], list[Tensor]]:
         """The parts and losses, from `buffers` again without the sessions whose loss is not finite on some process."""
         flags = torch.zeros(len(self.twin.sessions), device=self.device)
         for part, loss in zip(parts, losses, strict=True):
@@ -326,9 +367,10 @@ class MultiDatasetModel(pl.LightningModule):
         if bad:
             where = self._describe_bad([self._forwards.pop()])
             self.skipped += len(bad)
-            logger.warning("%s; skipped at micro-batch %d (%d so far)", where, self._step + 1, self.skipped)
-            if self.skipped > max(10, 0.01 * (self._step + 1)):
-                raise NonFiniteLossError(f"{where}; {self.skipped} parts of {self._step + 1} batches were skipped")
+            number = micro_batches_done(self.trainer) + 1
+            logger.warning("%s; skipped at micro-batch %d (%d so far)", where, number, self.skipped)
+            if self.skipped > max(10, 0.01 * number):
+                raise NonFiniteLossError(f"{where}; {self.skipped} parts of {number} batches were skipped")
             for buffer, value in zip(self.twin.buffers(), buffers, strict=True):
                 buffer.copy_(value)
             parts = [part for part in parts if part.session not in bad]
@@ -347,82 +389,36 @@ class MultiDatasetModel(pl.LightningModule):
                 raise NonFiniteLossError(f"{self._describe_bad(forwards)} ({where})")
             self.stop_agreed = self.stop_agreed or stop > 0
 
-    def _describe_bad(self, forwards: list[list[tuple[Batch, Tensor]]]) -> str:
+    def _describe_bad(self, forwards: list[list[tuple[Sample, Tensor]]]) -> str:
         """Where a loss is not finite: session, trial and bins of the first clip on the first process that has one."""
-        found = next((text for forward in forwards for text in map(self._bad_clip, forward) if text), None)
-        if self.trainer.world_size > 1:
-            every: list[str | None] = [None] * self.trainer.world_size
-            dist.all_gather_object(every, found)
-            found = next((text for text in every if text), None)
-        return found or "a penalty is not finite"
+        found = next((text for forward in forwards for part in forward if (text := self._bad_clip(*part))), None)
+        return self._first_of_processes(found) or "a penalty is not finite"
 
-    def _bad_clip(self, forward: tuple[Batch, Tensor]) -> str | None:
-        part, rates = forward
-        clips = zip(
-            rates,
-            part.spikes,
-            part.mask,
-            [None] * len(rates) if part.exposure is None else part.exposure,
-            part.bins.tolist(),
-            strict=True,
-        )
-        for rate, spikes, mask, exposure, first in clips:
-            loss = poisson_nll(rate, spikes, mask, exposure).item()
+    def _first_of_processes(self, found: str | None) -> str | None:
+        """The first text that a process has; all must call this."""
+        if self.trainer.world_size == 1:
+            return found
+        every: list[str | None] = [None] * self.trainer.world_size
+        dist.all_gather_object(every, found)
+        return next((text for text in every if text), None)
+
+    def _bad_clip(self, part: Sample, rates: Tensor) -> str | None:
+        target = part.target
+        for row, first in enumerate(part.clip.bins.tolist()):
+            one = slice(row, row + 1)
+            exposure = None if target.exposure is None else target.exposure[one]
+            alone = replace(target, responses=target.responses[one], mask=target.mask[one], exposure=exposure)
+            loss = self._nll(replace(part, target=alone), rates[one]).item()
             if not math.isfinite(loss):
                 data, name = self.trainer.datamodule, self.twin.sessions[part.session].name
-                trial = None if data is None else data.sessions[part.session].trial
-                at = "" if trial is None else f"trial {trial[first]}, "
-                return f"the loss of session {name} is {loss}: {at}bins {first} to {first + part.length - 1}"
+                at = "" if data is None else f"trial {data.sessions[part.session].trial[first]}, "
+                return f"the loss of session {name} is {loss}: {at}bins {first} to {first + part.clip.length - 1}"
         return None
-
-    def _optimizer_steps_now(self) -> bool:
-        position = self.trainer.fit_loop.epoch_loop.batch_idx + 1
-        return position % self.trainer.accumulate_grad_batches == 0 or position == self.trainer.num_training_batches
 
     def _active_parameters(self) -> list[torch.nn.Parameter]:
         """Parameters that the optimizer step changes on any process, in one order on all of them."""
-        sessions = self._step_sessions
         return [
-            parameter
-            for name, parameter in self.twin.named_parameters()
-            if parameter.requires_grad and (not name.startswith(SESSION_PARTS) or int(name.split(".")[1]) in sessions)
+            info.parameter
+            for info in describe_parameters(self.twin)
+            if info.parameter.requires_grad and (info.session is None or info.session in self._step_sessions)
         ]
-
-    def _load_pretrained(self, path: str | Path) -> None:
-        source = load_twin(path)
-        state, own = source.state_dict(), self.twin.state_dict()
-        index = {spec.name: position for position, spec in enumerate(source.sessions)}
-        same: Mapping[int, int] = {
-            position: index[spec.name]
-            for position, spec in enumerate(self.twin.sessions)
-            if spec.name in index and source.sessions[index[spec.name]].unit_ids == spec.unit_ids
-        }
-        loaded: dict[str, Tensor] = {}
-        for key, value in own.items():
-            part, *rest = key.split(".")
-            if part in SESSION_PARTS:
-                if int(rest[0]) not in same:
-                    continue
-                other = ".".join([part, str(same[int(rest[0])]), *rest[1:]])
-            else:
-                other = key
-            if other in state and state[other].shape == value.shape:
-                loaded[key] = state[other]
-            elif part in _VISION_PARTS:
-                has = tuple(state[other].shape) if other in state else "absent"
-                raise ConfigError(
-                    f"{path}: does not fit the model: {key} is {tuple(value.shape)} here and {has} there; "
-                    "use the model_config it was trained with"
-                )
-        self.twin.load_state_dict(loaded, strict=False)
-        skipped = sorted({key.split(".")[0] for key in own if key not in loaded})
-        level = logging.WARNING if {"modulator", "recurrent"} & set(skipped) else logging.INFO
-        logger.log(
-            level, "%s: %d of %d arrays loaded; readouts of %d of %d sessions; as initialised: %s",
-            path, len(loaded), len(own), len(same), len(self.twin.sessions), ", ".join(skipped) or "nothing",
-        )  # fmt: skip
-
-
-def _is_weight(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a weight that decay makes sense for: not a bias, a norm's scale or a position."""
-    return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in ("mean", "std", "theta", "bias", "h0")

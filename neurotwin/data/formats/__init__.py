@@ -60,7 +60,9 @@ def read_session(path: str | Path, *, format: str = "", **options: Any) -> Sessi
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        raise SessionError(f"{path}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{message}") from None
+        raise SessionError(
+            f"{path}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{message}"
+        ) from None
     return reader.read(path)
 
 

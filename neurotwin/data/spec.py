@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import DatasetConfig
-from ..data.prepare import Prepared
 
 __all__ = ["SessionSpec"]
 
@@ -22,6 +21,8 @@ class SessionSpec:
         Ids of its units, in the order of the rates.
     frame_shape
         C, H and W of its frames as prepared.
+    axes
+        Number of spatial axes that the stimulus has: 2 for frames, 1 for bars or bands, 0 for a full field.
     bin_rate
         Bins a second, Hz, after resampling.
     n_lags
@@ -36,6 +37,12 @@ class SessionSpec:
         (a, b): the stimulus enters as a·x + b, computed on the device.
     unit_positions
         Coordinates of the units, where known.
+    stimulus_range
+        Smallest and largest value of the stimulus as recorded, where known.
+    response_range
+        Smallest and largest response, where known.
+    pixels_per_degree
+        Pixels per degree of visual angle, where known.
     config
         The session's resolved config.
     fitted
@@ -44,8 +51,9 @@ class SessionSpec:
 
     name: str
     subject: str
-    unit_ids: tuple[int, ...]
+    unit_ids: tuple[int | str, ...]
     frame_shape: tuple[int, int, int]
+    axes: int = 2
     bin_rate: float
     n_lags: int
     behavior_dim: int = 0
@@ -53,21 +61,16 @@ class SessionSpec:
     n_history: int = 0
     pixel_scale: tuple[float, float] = (1.0, 0.0)
     unit_positions: tuple[tuple[float, ...], ...] | None = None
+    stimulus_range: tuple[float, float] | None = None
+    response_range: tuple[float, float] | None = None
+    pixels_per_degree: float | None = None
     config: DatasetConfig = field(default_factory=DatasetConfig)
     fitted: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def from_prepared(cls, prepared: Prepared) -> "SessionSpec":
-        """Of a prepared session."""
-        positions = prepared.unit_positions
-        return cls(
-            name=prepared.name, subject=prepared.subject, unit_ids=tuple(prepared.unit_ids.tolist()),
-            frame_shape=prepared.frame_shape, bin_rate=prepared.bin_rate, n_lags=prepared.n_lags,
-            behavior_dim=prepared.behavior_dim, behavior_names=prepared.behavior_names,
-            n_history=prepared.n_history, pixel_scale=prepared.pixel_scale,
-            unit_positions=None if positions is None else tuple(map(tuple, positions.tolist())),
-            config=prepared.config, fitted=prepared.fitted,
-        )  # fmt: skip
+    @property
+    def n_units(self) -> int:
+        """Number of units, U."""
+        return len(self.unit_ids)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values that JSON can hold."""
@@ -77,8 +80,7 @@ class SessionSpec:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "SessionSpec":
         """The inverse of :meth:`to_json`."""
-        sequences = ("unit_ids", "frame_shape", "pixel_scale", "behavior_names")
-        tuples = {name: tuple(values[name]) for name in sequences if name in values}
-        positions = values["unit_positions"]
-        tuples["unit_positions"] = None if positions is None else tuple(tuple(row) for row in positions)
-        return cls(**{**values, **tuples, "config": DatasetConfig.model_validate(values["config"])})
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        if plain.get("unit_positions") is not None:
+            plain["unit_positions"] = tuple(tuple(row) for row in values["unit_positions"])
+        return cls(**{**plain, "config": DatasetConfig.model_validate(values["config"])})

@@ -1,0 +1,59 @@
+"""Twins from files: saved models and training checkpoints, compared with their checksums and never run as code."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..checkpoint_file import CheckpointError, find_checkpoint, read_checkpoint
+from ..config import DatasetConfig, ModelConfig
+from ..data.prepare import outline
+from ..tensorfile import TensorFileError, load_arrays
+from .twin import TwinModel
+
+__all__ = ["check_run", "load_twin"]
+
+
+def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
+    """Refuse a run that cannot be, before its data are prepared: only the headers of the session files are read.
+
+    Raises
+    ------
+    ConfigError
+        If model and sessions do not fit together.
+    SessionError
+        If a session is missing, or a config asks for what it does not have.
+    """
+    TwinModel(config, outline(datasets))
+
+
+def load_twin(path: str | Path) -> TwinModel:
+    """Open a model saved by :meth:`TwinModel.save`, or a training checkpoint (``.ckpt``), ready to predict.
+
+    A run's folder stands for its best checkpoint. No code from the file is run.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, cut off, altered, holds anything but numbers and text, or is no such model.
+    """
+    path = find_checkpoint(path)
+    try:
+        if path.suffix == ".ckpt":
+            checkpoint = read_checkpoint(path)
+            text, prefix = checkpoint["twin"], "twin."
+            weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        else:
+            arrays, metadata = load_arrays(path)
+            text, weights = metadata["twin"], {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        twin = TwinModel.from_description(json.loads(text))
+        twin.load_state_dict(weights)
+    except CheckpointError:
+        raise
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from None
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, EOFError) as error:
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: not a model that can be loaded: {type(error).__name__}: {text}") from None
+    return twin.eval()

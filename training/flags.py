@@ -1,0 +1,392 @@
+"""The flags of the training script: what each means, which values it takes, and when it has an effect.
+
+:data:`FLAGS` is the one table. The parser, its help, the defaults and the lines about flags without effect are made
+from it. In all texts a *bin* is a predicted time bin of a session, a *batch* is what the processes compute at once, and
+a *step* is one of the optimizer, which takes one batch or, with ``--accumulate_grad_batches``, several.
+"""
+
+import argparse
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from neurotwin.config import define, registered
+
+from . import schedulers
+
+__all__ = [
+    "FLAGS",
+    "Arguments",
+    "Flag",
+    "OneLineParser",
+    "choose_devices",
+    "choose_precision",
+    "number_type",
+    "parse_arguments",
+    "without_effect",
+]
+
+logger = logging.getLogger(__name__)
+
+_MOST = 10**6  # of what is counted by hand: epochs, sessions, bins of a clip
+
+
+class Arguments(argparse.Namespace):
+    """The values of all flags by name; `given` are the names of those that stood on the command line."""
+
+    __slots__ = ("given",)
+
+    def __init__(self, given: frozenset[str] = frozenset(), **values: Any) -> None:
+        super().__init__(**values)
+        self.given = given
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others of the script."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2; one process speaks for all, which have the same flags."""
+        text = f"error: {' '.join(message.split())}; see --help\n"
+        self.exit(2, None if rank_zero_only.rank else text)
+
+
+def number_type(kind: type, least: float, *, above: bool = False, most: float = 1e9) -> Callable[[str], float]:
+    """A `type` for arguments: a finite number that is at least, or above, `least`, and at most `most`.
+
+    >>> number_type(int, 1)("3")
+    3
+    """
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text}: must be a finite number")
+        if not (value > least if above else value >= least):
+            raise argparse.ArgumentTypeError(f"{text}: must be {'above' if above else 'at least'} {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text[:20]}: must be at most {most:g}")
+        return value
+
+    parse.__name__ = "number" if kind is float else "whole number"
+    return parse
+
+
+def _limit(text: str) -> float:
+    value = number_type(float, 0, above=True)(text)
+    if value > 1 and not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text}: a fraction up to 1, or a whole number of trials")
+    return value
+
+
+def _gpu_ids(text: str) -> list[int]:
+    ids = [number_type(int, 0, most=4095)(part) for part in text.split(",")]
+    if len(set(ids)) < len(ids):
+        raise argparse.ArgumentTypeError(f"{text}: names a GPU twice")
+    return ids
+
+
+def _folder_name(text: str) -> str:
+    if text in ("", ".", "..") or set(text) & set("/\\\0\n\r"):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be the name of a folder, not a path; see --checkpoint_dir")
+    return text
+
+
+def _loggers(text: str) -> list[str]:
+    names = list(dict.fromkeys(text.split(",")))
+    if unknown := set(names) - {"csv", "tensorboard", "wandb"}:
+        raise argparse.ArgumentTypeError(
+            f"{','.join(sorted(unknown))}: use csv, tensorboard, wandb or several, such as csv,wandb"
+        )
+    return names
+
+
+_gpu_ids.__name__, _limit.__name__ = "list of whole numbers", "number"
+_count, _positive, _size = number_type(int, 1, most=_MOST), number_type(float, 0, above=True), number_type(float, 0)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Attributes
+    ----------
+    name
+        Without the dashes.
+    group
+        Heading in the help.
+    help
+        What it means.
+    default
+        Its value where it is not given.
+    options
+        What ``add_argument`` takes besides.
+    matters
+        Whether it has an effect beside the other flags (their values; and "cpu" or "gpu"); None: always, or what it
+        needs is refused where it is absent.
+    needs
+        What would give it an effect, in words, where `matters` can be false.
+    """
+
+    name: str
+    group: str
+    help: str
+    default: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+    matters: Callable[[argparse.Namespace, str], bool] | None = None
+    needs: str = ""
+
+
+def _reads(flag: str) -> Callable[[argparse.Namespace, str], bool]:
+    return lambda a, _: flag in define("lr_schedule", a.lr_scheduler).reads
+
+
+def _schedules_reading(flag: str) -> str:
+    names = [name for name, schedule in registered("lr_schedule").items() if flag in schedule.reads]
+    return f"--lr_scheduler {' or '.join(names)}"
+
+
+def _figures(a: argparse.Namespace, _: str) -> bool:
+    return a.enable_logging
+
+
+_CHOICE = {"dset_dtype": ("uint8", "bfloat16", "float32"), "balance": ("none", "session", "subject")}
+_ON = {"action": "store_true"}
+_DATA, _OPTIMISATION, _MACHINE, _RECORD = "data and model", "optimisation", "machine", "record"
+
+FLAGS = (
+    Flag("model_config", _DATA, "YAML of the model; default: the config of --pretrained_checkpoint"),
+    Flag("dataset_configs_path", _DATA, "parent YAML, or folder of session YAMLs", options={"required": True}),
+    Flag("data_dir", _DATA, "folder of session data; overrides the YAML and NEUROTWIN_DATA"),
+    Flag("max_datasets", _DATA, "use at most the first N sessions", 30, {"type": _count}),
+    Flag("dset_dtype", _DATA, "stimulus in storage", "uint8", {"choices": _CHOICE["dset_dtype"]}),
+    Flag("clip_len", _DATA, "bins of a clip; 1 makes windows", 32, {"type": _count}),
+    Flag("balance", _DATA, "what is drawn equally often", "none", {"choices": _CHOICE["balance"]}),
+    Flag("enable_curriculum", _DATA, "high contrast first, annealed over the warm-up epochs", False, _ON),
+    Flag(
+        "num_workers", _DATA, "background threads that gather clips", 1, {"type": number_type(int, 0, most=256)}
+    ),
+    Flag(
+        "batch_size", _OPTIMISATION, "bins that a process takes in a batch, in clips of --clip_len, at least one", 64,
+        {"type": number_type(int, 1, most=10**8)},
+    ),
+    Flag("learning_rate", _OPTIMISATION, "of readouts and adapters", 1e-4, {"type": _positive}),
+    Flag(
+        "core_lr_scale", _OPTIMISATION, "times learning_rate is the core's", 1.0, {"type": _size},
+        lambda a, _: not a.freeze_core, "a core that is trained, so no --freeze_core",
+    ),
+    Flag("weight_decay", _OPTIMISATION, "of weights", 1e-5, {"type": _size}),
+    Flag("max_epochs", _OPTIMISATION, "epochs to train", 100, {"type": _count}),
+    Flag("steps_per_epoch", _OPTIMISATION, "batches of an epoch", 1000, {"type": number_type(int, 1, most=10**7)}),
+    Flag(
+        "gradient_clip_val", _OPTIMISATION, "largest gradient norm; 0: any", 1.0,
+        {"type": number_type(float, 0, most=1e30)},
+    ),
+    Flag(
+        "accumulate_grad_batches", _OPTIMISATION, "batches in a step", 1, {"type": number_type(int, 1, most=10**7)}
+    ),
+    Flag("lr_scheduler", _OPTIMISATION, "how learning rates change", "none", {"choices": schedulers.SCHEDULES}),
+    Flag(
+        "warmup_epochs", _OPTIMISATION, "of the learning rate and of the curriculum; 0: none", 5,
+        {"type": number_type(int, 0, most=_MOST)},
+        lambda a, on: a.enable_curriculum or _reads("warmup_epochs")(a, on),
+        f"--enable_curriculum or {_schedules_reading('warmup_epochs')}",
+    ),
+    Flag(
+        "restart_period", _OPTIMISATION, "epochs between restarts; default: a quarter of those after the warm-up",
+        None, {"type": _count}, _reads("restart_period"), _schedules_reading("restart_period"),
+    ),
+    Flag(
+        "early_stopping_patience", _OPTIMISATION, "epochs without a better validation BPS; default: never stop",
+        None, {"type": _count},
+    ),
+    Flag(
+        "early_stopping_min_delta", _OPTIMISATION, "what counts as better, bits per spike", 0.0, {"type": _size},
+        lambda a, _: a.early_stopping_patience is not None, "--early_stopping_patience",
+    ),
+    Flag(
+        "limit_val_batches", _OPTIMISATION,
+        "limits the validation trials of each session (trials, not batches): a fraction up to 1, or a number above",
+        1.0, {"type": _limit},
+    ),
+    Flag("time_budget_minutes", _OPTIMISATION, "stop in time for the final validation", None, {"type": _positive}),
+    Flag("pretrained_checkpoint", _OPTIMISATION, "start from the core of a trained model: its file or run folder"),
+    Flag(
+        "freeze_vision", _OPTIMISATION, "do not train frontend and convnet; needs --pretrained_checkpoint", False, _ON,
+        lambda a, _: not a.freeze_core, "no --freeze_core, which freezes more",
+    ),
+    Flag(
+        "freeze_core", _OPTIMISATION,
+        "train only what belongs to a session: all that sessions share stays, norms' statistics too; needs "
+        "--pretrained_checkpoint", False, _ON,
+    ),
+    Flag(
+        "on_nan", _OPTIMISATION,
+        "what a NaN or infinite loss does: end the run, or leave out the session's part of the batch", "stop",
+        {"choices": ("stop", "skip")},
+    ),
+    Flag(
+        "seed", _OPTIMISATION, "of weights, order of clips, dropout", 0, {"type": number_type(int, 0, most=2**63 - 1)}
+    ),
+    Flag("accelerator", _MACHINE, "what to compute on", "auto", {"choices": ("auto", "cpu", "gpu")}),
+    Flag(
+        "num_gpus", _MACHINE,
+        "GPUs of a node, or processes on its CPU; default: as the launcher started, else all GPUs, or one process",
+        None, {"type": number_type(int, 1, most=4096)},
+    ),
+    Flag("gpu_ids", _MACHINE, "which GPUs, such as 0,2", None, {"type": _gpu_ids}),
+    Flag(
+        "num_nodes", _MACHINE, "machines; default: as torchrun or SLURM started, else 1", None,
+        {"type": number_type(int, 1, most=65536)},
+    ),
+    Flag(
+        "precision", _MACHINE, "on GPUs; the CPU computes in 32, and a line says so", "bf16-mixed",
+        {"choices": ("bf16", "16", "32", "16-mixed", "bf16-mixed")},
+    ),
+    Flag("compile", _MACHINE, "compile the core; on a CPU only a recurrent one, and a line says so", False, _ON),
+    Flag(
+        "project_name", _RECORD, "project in W&B", "multidataset", {},
+        lambda a, _: "wandb" in a.logger, "wandb in --logger",
+    ),
+    Flag(
+        "experiment_name", _RECORD, "name of the run; default: the model config's file name", None,
+        {"type": _folder_name},
+    ),
+    Flag("checkpoint_dir", _RECORD, "where run folders are made", "./checkpoints"),
+    Flag("ckpt_path", _RECORD, "resume from this checkpoint, or a run folder's last one, in a new run folder"),
+    Flag(
+        "resume", _RECORD, "continue the latest run of this name, if there is one", None, {"choices": ("auto",)}
+    ),
+    Flag("logger", _RECORD, "of csv, tensorboard, wandb", ["csv", "tensorboard"], {"type": _loggers}),
+    Flag("enable_logging", _RECORD, "log figures of the model", False, _ON),
+    Flag(
+        "fast_log_interval", _RECORD, "epochs between figures of kernels and readouts", 5, {"type": _count}, _figures,
+        "--enable_logging",
+    ),
+    Flag(
+        "slow_log_interval", _RECORD, "epochs between figures of predictions", 10, {"type": _count}, _figures,
+        "--enable_logging",
+    ),
+    Flag(
+        "log_dataset_idx", _RECORD, "session shown in figures, counted from 0", 0,
+        {"type": number_type(int, 0, most=_MOST)}, _figures, "--enable_logging",
+    ),
+)  # fmt: skip
+"""Every flag of the script."""
+
+
+def parse_arguments(argv: Sequence[str] | None = None, *, description: str | None = None) -> Arguments:
+    """The flags of the script, with their defaults; what cannot be together ends with one line and exit code 2."""
+    parser = OneLineParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    groups: dict[str, Any] = {}
+    for flag in FLAGS:
+        group = groups.setdefault(flag.group, None) or parser.add_argument_group(flag.group)
+        groups[flag.group] = group
+        shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        text = flag.help if flag.default in (None, False) else f"{flag.help} (default: {shown})"
+        group.add_argument(f"--{flag.name}", help=text.replace("%", "%%"), default=argparse.SUPPRESS, **flag.options)
+    given = vars(parser.parse_args(argv))
+    arguments = Arguments(frozenset(given), **{flag.name: given.get(flag.name, flag.default) for flag in FLAGS})
+    if fault := _fault(arguments):
+        parser.error(fault)
+    return arguments
+
+
+def _fault(a: argparse.Namespace) -> str | None:
+    """Why some flags cannot be together; None if they can."""
+    frozen = next((name for name in ("freeze_core", "freeze_vision") if getattr(a, name)), None)
+    if frozen and not a.pretrained_checkpoint:
+        return f"--{frozen} would freeze random weights; give --pretrained_checkpoint as well"
+    if not (a.model_config or a.pretrained_checkpoint):
+        return "the following arguments are required: --model_config, or --pretrained_checkpoint, whose model is used"
+    if _reads("warmup_epochs")(a, "") and a.warmup_epochs >= a.max_epochs:
+        return f"--warmup_epochs {a.warmup_epochs}: less than --max_epochs {a.max_epochs}"
+    if a.enable_curriculum and a.warmup_epochs == 0:
+        return "--enable_curriculum: it is annealed over --warmup_epochs, which is 0"
+    if a.accumulate_grad_batches > a.steps_per_epoch:
+        return (
+            f"--accumulate_grad_batches {a.accumulate_grad_batches}: a step ends with its epoch, which has "
+            f"--steps_per_epoch {a.steps_per_epoch} batches"
+        )
+    if "wandb" in a.logger and find_spec("wandb") is None:
+        return "--logger wandb needs the extra: pip install 'neurotwin[wandb]'"
+    if a.resume and a.ckpt_path:
+        return "--resume auto and --ckpt_path: give one of them"
+    return None
+
+
+def without_effect(arguments: argparse.Namespace, accelerator: str) -> list[str]:
+    """A line about each flag that was given and has no effect beside the others.
+
+    Parameters
+    ----------
+    arguments
+        From :func:`parse_arguments`.
+    accelerator
+        "cpu" or "gpu", as chosen.
+    """
+    return [
+        f"--{flag.name} has no effect: it needs {flag.needs}"
+        for flag in FLAGS
+        if flag.name in getattr(arguments, "given", ()) and flag.matters and not flag.matters(arguments, accelerator)
+    ]
+
+
+def choose_devices(accelerator: str, num_gpus: int | None, gpu_ids: Sequence[int] | None) -> tuple[str, Any]:
+    """Lightning's `accelerator` and `devices` from the flags.
+
+    Parameters
+    ----------
+    accelerator
+        "auto", "cpu" or "gpu".
+    num_gpus
+        Number of devices, or of processes on the CPU. None: all GPUs, or one process on the CPU.
+    gpu_ids
+        Which GPUs; instead of a number.
+
+    Raises
+    ------
+    ValueError
+        If GPUs are asked for that are not there, or more processes than a CPU can run.
+    """
+    available = torch.cuda.device_count()
+    use_gpu = accelerator == "gpu" or (accelerator == "auto" and available > 0)
+    if gpu_ids:
+        if not use_gpu:
+            raise ValueError(f"--gpu_ids {list(gpu_ids)} without a GPU to use; leave it out to train on the CPU")
+        missing = [index for index in gpu_ids if index >= available]
+        if missing:
+            raise ValueError(f"--gpu_ids {missing}: this machine has {_gpus(available)}")
+        if num_gpus is not None and num_gpus != len(gpu_ids):
+            raise ValueError(f"--num_gpus {num_gpus} and --gpu_ids {list(gpu_ids)} disagree; give one of them")
+        return "gpu", list(gpu_ids)
+    if use_gpu:
+        if (num_gpus or 1) > available:
+            flag = "--accelerator gpu" if num_gpus is None else f"--num_gpus {num_gpus}"
+            raise ValueError(f"{flag}: this machine has {_gpus(available)}")
+        return "gpu", num_gpus or available
+    most = max(16, os.cpu_count() or 1)
+    if (num_gpus or 1) > most:
+        raise ValueError(f"--num_gpus {num_gpus}: at most {most} processes on this machine's CPU")
+    return "cpu", num_gpus or 1
+
+
+def _gpus(number: int) -> str:
+    return "no GPU" if number == 0 else "1 GPU, number 0" if number == 1 else f"{number} GPUs, 0 to {number - 1}"
+
+
+def choose_precision(precision: str, accelerator: str) -> str:
+    """Lightning's `precision` from the flag; 32 on the CPU, with a line that says so."""
+    name = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}.get(precision, precision)
+    if accelerator == "cpu" and name != "32-true":
+        logger.info("no GPU: precision %s falls to 32", precision)
+        return "32-true"
+    return name

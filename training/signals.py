@@ -1,0 +1,88 @@
+"""SIGTERM and Ctrl-C: a run that is asked to end finishes its step, saves and stops, on all processes alike."""
+
+import logging
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from .seams import leave_signals_alone
+
+__all__ = ["Interrupted", "StopSignals"]
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(BaseException):
+    """The run was asked to end by a signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+
+
+class StopSignals(Callback):
+    """SIGTERM and Ctrl-C end a run in good order; the second one ends it at once.
+
+    While training, the optimizer step is finished, or the validation that is running; then the checkpoint is written
+    and :class:`Interrupted` is raised, after the same step on all processes, whichever of them got the signal. At any
+    other time it is raised where the program stands.
+
+    Attributes
+    ----------
+    received
+        The first signal; None before.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._module: pl.LightningModule | None = None
+        self._training = False
+
+    def __enter__(self) -> "StopSignals":
+        """Handle the signals from now on."""
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Handle them as before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keep Lightning's own handling out."""
+        leave_signals_alone(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on steps are finished."""
+        self._module, self._training = pl_module, True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """End where all agreed to: what came before is saved."""
+        if pl_module.stop_agreed:
+            raise Interrupted(self.received or signal.SIGTERM)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All is saved."""
+        self._training = False
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Nothing more is finished."""
+        self._training = False
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + signum)
+        self.received = signum
+        if not self._training:
+            raise Interrupted(signum)
+        self._module.stop_requested = True
+        logger.info("%s: saving after this step; once more to end at once", Interrupted(signum).name)
