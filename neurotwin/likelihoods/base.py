@@ -183,8 +183,8 @@ class Likelihood(nn.Module):
             )
         if exposed and not self.takes_exposure:
             raise ConfigError(
-                f"session {session}: responses are sums over presentations (exposure is not 1), whose likelihood has no "
-                "closed form here; give single presentations, or set likelihood: {type: gaussian}"
+                f"session {session}: responses are sums over presentations (exposure is not 1), which this likelihood "
+                "cannot score; give single presentations, or set likelihood: {type: gaussian}"
             )
 
     def counted(self, responses: Tensor) -> Tensor:

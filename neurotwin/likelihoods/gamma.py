@@ -90,7 +90,7 @@ class Gamma(Likelihood):
         """
         _refuse(exposure)
         rates = floored(rates)
-        positive = responses > 0
+        positive = ~(responses <= 0)  # NaN is neither, and must not pass for zero
         y = torch.where(positive, responses, 1).to(rates.dtype)
         k, events = self.shape, rates / self.event
         share = -torch.expm1(-events)  # 1 − p₀
@@ -141,8 +141,8 @@ class Gamma(Likelihood):
 
     def terms(self, responses: Tensor, exposure: Tensor) -> tuple[Tensor, ...]:
         """Whether a response is zero, and log y where it is not."""
-        positive = responses > 0
-        return (~positive).to(responses.dtype), torch.where(positive, responses, 1.0).log()
+        zero = responses <= 0
+        return zero.to(responses.dtype), torch.where(zero, 1.0, responses).log()
 
     def null(self, sums: Mapping[str, Tensor]) -> Tensor:
         r"""Log likelihood of n₀ zeros and n positive responses at the best p₀, θ and k; NaN where it has no bound.

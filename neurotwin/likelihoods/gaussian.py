@@ -38,9 +38,7 @@ class Gaussian(Likelihood):
         variance: float = Field(
             1.0, gt=0, description="σ² of each unit at the start, where its training responses do not tell it."
         )
-        learned: bool = Field(
-            True, description="Learn σ² with the model; else it stays that of the training responses."
-        )
+        learned: bool = Field(True, description="Learn σ² with the model; else it stays that of training.")
 
     responses = "real numbers, such as dF/F"
     kinds = {"log_variance": "variance"}

@@ -88,8 +88,8 @@ class NegativeBinomial(Likelihood):
         mean, variance = statistics.mean.double(), statistics.variance.double()
         moments = ((variance - mean) / mean**2).clamp(0.01, 10.0)
         known = (mean > 0) & moments.isfinite()
-        self.log_dispersion.copy_(torch.where(known.to(self.log_dispersion.device), moments.log().to(
-            self.log_dispersion.device), self.log_dispersion.double()))  # fmt: skip
+        start = moments.log().to(self.log_dispersion)
+        self.log_dispersion.copy_(torch.where(known.to(start.device), start, self.log_dispersion))
 
     def check(self, minimum: float, whole: bool, session: str, exposed: bool = False) -> None:
         """Refuse counts that are negative or not whole."""

@@ -1,6 +1,6 @@
-"""Figures of merit: streamed Poisson figures, and the reliability of repeated responses."""
+"""Figures of merit: their definitions, the streamed sums and repeated responses they follow from, tables of units."""
 
-from .poisson import PoissonSums, Summary, poisson_nll, summarize
+from .definitions import Evidence, Metric, compute_metrics, metrics, metrics_reference
 from .reliability import (
     cc_abs,
     cc_max,
@@ -12,19 +12,30 @@ from .reliability import (
     signal_power,
     stack_repeats,
 )
+from .sums import Sums
+from .table import EvaluationError, GroupSummary, Summary, Table, columns, summarize, summarize_table
 
 __all__ = [
-    "PoissonSums",
+    "EvaluationError",
+    "Evidence",
+    "GroupSummary",
+    "Metric",
     "Summary",
+    "Sums",
+    "Table",
     "cc_abs",
     "cc_max",
     "cc_norm",
+    "columns",
+    "compute_metrics",
     "correlation_to_average",
     "fev",
     "feve",
+    "metrics",
+    "metrics_reference",
     "oracle_correlation",
-    "poisson_nll",
     "signal_power",
     "stack_repeats",
     "summarize",
+    "summarize_table",
 ]
