@@ -9,7 +9,8 @@ The expected count of unit u in bin t is ::
 E and O are responses of two space-time Gabor filters in quadrature and `complexity` runs from 0, a simple cell, to 1, a
 complex cell (Adelson & Bergen 1985). P is the energy (E² + O²) / 2, averaged between the unit itself and the mean of
 all units of the session (divisive normalisation, Heeger 1992). `pupil` is the standardised diameter and `perisaccadic`
-the eye speed filtered by a kernel that first suppresses, then enhances. Spikes are Poisson given the rate.
+the eye speed filtered by a kernel that first suppresses, then enhances. Responses are drawn from a likelihood given the
+rate: by default Poisson spike counts.
 """
 
 import logging
@@ -21,11 +22,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.signal import lfilter
 from scipy.special import expit
 from skimage.color import rgb2gray
 from skimage.io import imread
 
+from ..config import Params, define
+from ..likelihoods import Likelihood
 from .session import Session
 
 __all__ = [
@@ -224,8 +228,9 @@ def draw_units(name: str, *, seed: int = 0, n_units: int | None = None) -> Units
 
 
 def simulate_session(
-    name: str, *, seed: int = 0, n_units: int | None = None, n_trials: Mapping[str, int] | None = None
-) -> Session:
+    name: str, *, seed: int = 0, n_units: int | None = None, n_trials: Mapping[str, int] | None = None,
+    likelihood: str = "poisson", likelihood_params: Params | Mapping[str, object] | None = None,
+) -> Session:  # fmt: skip
     """Simulate a session of free viewing, flashed Gabors and a repeated clip.
 
     The stimulus is what falls on a window of 1 × 1 degree around the receptive fields as the eye moves, at 240 Hz.
@@ -252,11 +257,18 @@ def simulate_session(
     n_trials
         Trials of each stimulus type; those left out default to 80 backimage, 18 gaborium and 40 fixrsvp
         (together 6 minutes with the gaps).
+    likelihood
+        Name of the likelihood that responses are drawn from, given the true rate. Counts are stored as uint8 (int32
+        where one is larger than 255), real responses as float32.
+    likelihood_params
+        Its parameters, the same for all units; default those of the likelihood. Rates are small, about 0.01 to 0.4 a
+        bin, and so should be the variance of a Gaussian or the event of a gamma likelihood.
 
     Raises
     ------
     ValueError
-        If a stimulus type is unknown, there are no trials, or the number of units cannot be known.
+        If a stimulus type is unknown, there are no trials, the number of units cannot be known, or there is no such
+        likelihood or parameter.
 
     Examples
     --------
@@ -301,7 +313,8 @@ def simulate_session(
     rate = (units.rate(stimulus) * units.gain(pupil, eyevel) * (1 - missing / 100) / BIN_RATE).astype(np.float32)
     return Session(
         name=name, stimulus=stimulus, bin_rate=BIN_RATE, unit_ids=2 + 3 * np.arange(rate.shape[1]),
-        responses=_generator(name, "spikes", seed).poisson(rate).astype(np.uint8), true_rate=rate, missing_pct=missing,
+        responses=_draw_responses(_generator(name, "spikes", seed), rate, likelihood, likelihood_params),
+        true_rate=rate, missing_pct=missing,
         behavior={"eyepos": eyepos, "eyevel": eyevel, "pupil": pupil}, trial=trial, repeat_id=repeat_id,
         valid=_tracked(rng, n_bins), stimulus_type=stimulus_type,
         split=np.where(stimulus_type == "fixrsvp", "test", ""),
@@ -382,6 +395,21 @@ def make_demo_sessions(folder: str | Path, names: Sequence[str] | None = None, *
 def _generator(name: str, stream: str, seed: int) -> np.random.Generator:
     """Independent streams, so that a longer session has the same units and the same gaze has other spikes."""
     return np.random.default_rng([seed, zlib.crc32(f"{name}/{stream}".encode())])
+
+
+def _draw_responses(
+    rng: np.random.Generator, rate: np.ndarray, likelihood: str, params: Params | Mapping[str, object] | None
+) -> np.ndarray:
+    """Responses (T, U) to rates (T, U), drawn from a likelihood."""
+    definition = define("likelihood", likelihood)
+    model: Likelihood = definition(definition.Params.model_validate({} if params is None else params), rate.shape[1])
+    if likelihood == "poisson":  # NumPy's generator keeps its bits from version to version, and so do the demo sessions
+        return rng.poisson(rate).astype(np.uint8)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    drawn = model.sample(torch.from_numpy(rate), generator=generator).numpy()
+    if not model.discrete:
+        return drawn.astype(np.float32)
+    return drawn.astype(np.uint8 if drawn.max(initial=0) < 256 else np.int32)
 
 
 def _subject(name: str, seed: int) -> tuple[np.ndarray, float]:

@@ -1,6 +1,7 @@
 """Likelihoods: how responses scatter about their expectation. One class each, registered under its name."""
 
 from .base import RATE_FLOOR, Likelihood, ResponseStatistics, floored
+from .check import check_likelihood
 from .gamma import Gamma
 from .gaussian import Gaussian
 from .negative_binomial import NegativeBinomial
@@ -14,5 +15,6 @@ __all__ = [
     "NegativeBinomial",
     "Poisson",
     "ResponseStatistics",
+    "check_likelihood",
     "floored",
 ]
