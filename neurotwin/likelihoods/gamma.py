@@ -89,10 +89,10 @@ class Gamma(Likelihood):
             If an exposure is not 1.
         """
         _refuse(exposure)
-        rates = floored(rates)
+        rates = floored(rates.to(torch.promote_types(rates.dtype, self.log_shape.dtype)))
         positive = ~(responses <= 0)  # NaN is neither, and must not pass for zero
         y = torch.where(positive, responses, 1).to(rates.dtype)
-        k, events = self.shape, rates / self.event
+        k, events = self.shape.to(rates.dtype), rates / self.event.to(rates.dtype)
         share = -torch.expm1(-events)  # 1 − p₀
         scale = rates / (k * share)
         density = share.log() + (k - 1) * y.log() - y / scale - k * scale.log() - torch.lgamma(k)

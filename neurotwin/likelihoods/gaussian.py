@@ -57,7 +57,8 @@ class Gaussian(Likelihood):
 
     def log_prob(self, rates: Tensor, responses: Tensor, exposure: Tensor | None = None) -> Tensor:
         """The equation above."""
-        variance = self.variance if exposure is None else exposure * self.variance
+        variance = self.variance.to(torch.promote_types(rates.dtype, self.log_variance.dtype))
+        variance = variance if exposure is None else exposure * variance
         deviation = responses - (rates if exposure is None else exposure * rates)
         return -(deviation**2) / (2 * variance) - 0.5 * (log(2 * pi) + variance.log())
 
