@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..config import ConfigError, Params
+from ..config import ConfigError
+from ..config import Params as BaseParams
 
 __all__ = ["RATE_FLOOR", "Likelihood", "ResponseStatistics", "floored"]
 
@@ -82,7 +83,7 @@ class Likelihood(nn.Module):
         A rate and a response that put no number out of range; they stand in for masked ones.
     """
 
-    class Params(Params):
+    class Params(BaseParams):
         """No parameters."""
 
     responses: ClassVar[str] = "responses"
@@ -98,9 +99,9 @@ class Likelihood(nn.Module):
     rows: ClassVar[tuple[str, ...]] = ()
     filler: ClassVar[tuple[float, float]] = (1.0, 1.0)
 
-    def __init__(self, params: Params | None = None, n_units: int = 1) -> None:
+    def __init__(self, params: BaseParams | None = None, n_units: int = 1) -> None:
         super().__init__()
-        self.params = type(self).Params() if params is None else params
+        self.params: Any = type(self).Params() if params is None else params
         self.n_units = n_units
 
     def log_prob(self, rates: Tensor, responses: Tensor, exposure: Tensor | None = None) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import Params, register
+from ..config import Params as BaseParams
+from ..config import register
 from .base import Likelihood, ResponseStatistics, floored
 
 __all__ = ["Gamma"]
@@ -48,7 +49,7 @@ class Gamma(Likelihood):
     response best has no closed form here.
     """
 
-    class Params(Params):
+    class Params(BaseParams):
         """Parameters of the zero-inflated gamma likelihood."""
 
         event: float = Field(1.0, gt=0, description="c of each unit at the start, where training does not tell it.")

@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import Params, register
+from ..config import Params as BaseParams
+from ..config import register
 from .base import Likelihood, ResponseStatistics
 
 __all__ = ["Gaussian"]
@@ -32,7 +33,7 @@ class Gaussian(Likelihood):
     variance gains :math:`-\tfrac12\log_2(1-R^2)` bits a bin, if its σ² is right. D² is R², as σ² cancels in it.
     """
 
-    class Params(Params):
+    class Params(BaseParams):
         """Parameters of the Gaussian likelihood."""
 
         variance: float = Field(
@@ -43,6 +44,7 @@ class Gaussian(Likelihood):
     responses = "real numbers, such as dF/F"
     kinds = {"log_variance": "variance"}
     rows = ("squares", "log_exposure")
+    smallest: Tensor
 
     def __init__(self, params: Params | None = None, n_units: int = 1) -> None:
         super().__init__(params, n_units)

@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import ConfigError, Params, register
+from ..config import ConfigError, register
+from ..config import Params as BaseParams
 from .base import Likelihood, ResponseStatistics, floored
 
 __all__ = ["NegativeBinomial"]
@@ -33,7 +34,7 @@ class NegativeBinomial(Likelihood):
     less, so compare a Poisson with a negative binomial model by :meth:`log_prob`, not by their bits per spike.
     """
 
-    class Params(Params):
+    class Params(BaseParams):
         """Parameters of the negative binomial likelihood."""
 
         dispersion: float = Field(

@@ -49,6 +49,12 @@ class Evidence:
         assert self.true_sums is not None
         return Evidence(self.likelihood, self.true_sums)
 
+    @property
+    def repeated(self) -> tuple[np.ndarray, np.ndarray]:
+        """The repeats, for a metric that needs them."""
+        assert self.repeats is not None
+        return self.repeats
+
 
 class Metric:
     """Base of the metrics. To add one, subclass this and register the class; its name becomes a column of tables::
@@ -98,7 +104,7 @@ class Metric:
 
 def metrics() -> dict[str, type[Metric]]:
     """All metrics by the name of their column, in the order of tables; further names of a metric are left out."""
-    first = {definition: name for name, definition in reversed(registered("metric").items())}
+    first = {definition: name for name, definition in reversed(list(registered("metric").items()))}
     return {name: definition for name, definition in registered("metric").items() if first[definition] == name}
 
 
@@ -147,7 +153,7 @@ class _OfCounts(Metric):
 class _OfRepeats(Metric):
     """A figure of the responses to a repeated stimulus."""
 
-    direction = "higher"
+    direction: ClassVar[Literal["higher", "lower", "none"]] = "higher"
     needs_repeats = True
 
 
@@ -280,7 +286,7 @@ class CorrelationToAverage(_OfRepeats):
 
     @staticmethod
     def compute(evidence: Evidence) -> np.ndarray:
-        return reliability.correlation_to_average(*evidence.repeats)
+        return reliability.correlation_to_average(*evidence.repeated)
 
 
 @register("metric", "cc_norm")
@@ -293,7 +299,7 @@ class CCNorm(_OfRepeats):
 
     @staticmethod
     def compute(evidence: Evidence) -> np.ndarray:
-        return reliability.cc_norm(*evidence.repeats)
+        return reliability.cc_norm(*evidence.repeated)
 
 
 @register("metric", "cc_max")
@@ -304,7 +310,7 @@ class CCMax(_OfRepeats):
 
     @staticmethod
     def compute(evidence: Evidence) -> np.ndarray:
-        return reliability.cc_max(evidence.repeats[0])
+        return reliability.cc_max(evidence.repeated[0])
 
 
 @register("metric", "fev")
@@ -315,7 +321,7 @@ class FEV(_OfRepeats):
 
     @staticmethod
     def compute(evidence: Evidence) -> np.ndarray:
-        return reliability.fev(evidence.repeats[0])
+        return reliability.fev(evidence.repeated[0])
 
 
 @register("metric", "feve")
@@ -325,7 +331,7 @@ class FEVE(_OfRepeats):
 
     @staticmethod
     def compute(evidence: Evidence) -> np.ndarray:
-        return reliability.feve(*evidence.repeats)
+        return reliability.feve(*evidence.repeated)
 
 
 @register("metric", "oracle_correlation")
@@ -336,7 +342,7 @@ class OracleCorrelation(_OfRepeats):
 
     @staticmethod
     def compute(evidence: Evidence) -> np.ndarray:
-        return reliability.oracle_correlation(evidence.repeats[0])
+        return reliability.oracle_correlation(evidence.repeated[0])
 
 
 def _spread(squares: Tensor, total: Tensor, bins: Tensor) -> Tensor:
