@@ -56,7 +56,7 @@ def gathering(sessions: list, *, context: int, batches: int) -> float:
     rows = [rng.choice(len(table), 8, replace=False) for _ in range(batches)]
     began = time.perf_counter()
     gathered = ordered_map(lambda index: table.samples(rows[index], context=context), range(batches), threads=2)
-    frames = sum(batch.stimulus.shape[0] * batch.stimulus.shape[2] for part in gathered for batch in part)
+    frames = sum(s.clip.stimulus.shape[0] * s.clip.stimulus.shape[2] for part in gathered for s in part)
     return frames / (time.perf_counter() - began)
 
 
