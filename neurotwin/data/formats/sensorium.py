@@ -4,7 +4,6 @@ The layout as its readers know it: `neuralpredictors.data.datasets` (sinzlab, `F
 `MovieFileTreeDataset`), the loaders of ecker-lab/sensorium_2023, and V1T (B. Li), which reads the same files by itself.
 """
 
-import re
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -19,13 +18,13 @@ from .base import Format
 from .npyfiles import NpyFiles, as_pixels
 from .repeats import alike, repeat_ids, sketch
 from .tiers import leaks, split_of_tier, tier_notes
+from .units import UnitTable, as_text, subject_of_name, unit_table
 
 __all__ = ["Sensorium"]
 
 _KINDS = ("videos", "images")
 _SIGNALS = {3: ("pupil_dilation", "pupil_derivative", "running"), 2: ("pupil_dilation", "running")}
 _IMAGE_IDS = ("image", "colorframeprojector_image", "frame_image")
-_LABELS = {"animal_ids": "animal_id", "sessions": "session"}
 _MANY = 1000  # responses of a trial that are never all zero by chance, even where most responses are
 
 
@@ -85,7 +84,7 @@ class Sensorium(Format):
         keys = _stimuli(files, kind, trials)
         splits = [split_of_tier(tier) for tier in trials.tiers]
         rate, rate_notes = (self.bin_rate, []) if self.bin_rate else _rate(files, kind)
-        ids, positions, labels, unit_notes = _units(files, signals.n_units, units)
+        table = _units(files, signals.n_units, units)
         subject, subject_notes = _subject(files, source)
         bounds = np.repeat(np.arange(len(trials.numbers)), trials.lengths)
         return Session(
@@ -104,11 +103,11 @@ class Sensorium(Format):
             repeat_id=repeat_ids(keys, trials.lengths),
             split=np.asarray(splits)[bounds],
             stimulus_type=kind,
-            unit_ids=ids,
-            unit_positions=positions,
-            unit_labels=labels,
+            unit_ids=table.ids,
+            unit_positions=table.positions,
+            unit_labels=table.labels,
             notes=[
-                *trials.notes, *signals.notes, *unit_notes, *tier_notes(trials.tiers), *leaks(keys, splits, kind),
+                *trials.notes, *signals.notes, *table.notes, *tier_notes(trials.tiers), *leaks(keys, splits, kind),
                 *rate_notes, *subject_notes,
             ],
         )  # fmt: skip
@@ -330,56 +329,24 @@ def _rate(files: NpyFiles, kind: str) -> tuple[float, list[str]]:
     return 1.0, ["The presentations a second are not known and are taken as 1; give --bin_rate where they matter."]
 
 
-def _units(
-    files: NpyFiles, n_units: int, kept: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray | None, dict[str, np.ndarray], list[str]]:
-    """Ids, positions and labels of the units that are kept, and notes."""
-    ids = positions = None
-    labels: dict[str, np.ndarray] = {}
-    notes: list[str] = []
-    for stem in files.stems("meta/neurons"):
-        values = files.load(f"meta/neurons/{stem}.npy")
-        if not values.ndim or len(values) != n_units:
-            if stem in ("unit_ids", "cell_motor_coordinates"):
-                raise SessionError(
-                    f"{files.where(f'meta/neurons/{stem}.npy')}: has shape {values.shape} where responses have "
-                    f"{n_units} units"
-                )
-            notes.append(f"meta/neurons/{stem} is left out: its shape {values.shape} is not that of {n_units} units.")
-        elif stem == "unit_ids":
-            if len(np.unique(values)) == n_units:
-                ids = values[kept]
-            else:
-                notes.append("meta/neurons/unit_ids repeats; units are numbered by their row instead.")
-                ids = kept
-        elif stem == "cell_motor_coordinates":
-            positions = np.asarray(values[kept], np.float32)
-        elif values.ndim == 1:
-            labels[_LABELS.get(stem, stem)] = _text(values[kept])
-        else:
-            notes.append(
-                f"meta/neurons/{stem} is left out: a label has one value a unit, and it has {values.shape[1:]}."
-            )
+def _units(files: NpyFiles, n_units: int, kept: np.ndarray) -> UnitTable:
+    properties = {stem: files.load(f"meta/neurons/{stem}.npy") for stem in files.stems("meta/neurons")}
+    table = unit_table(properties, n_units, kept, files.where("meta/neurons"))
     name = "meta/statistics/responses/all/std.npy"
     if files.exists(name):
         std = files.load(name).reshape(-1)
         if len(std) == n_units:
-            labels["response_std"] = np.asarray([f"{value:.6g}" for value in std[kept]])
-    return (kept if ids is None else ids), positions, labels, notes
-
-
-def _text(values: np.ndarray) -> np.ndarray:
-    return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values.astype(str)
+            table.labels["response_std"] = np.asarray([f"{value:.6g}" for value in std[kept]])
+        else:
+            table.notes.append(f"{name} is left out: it has {len(std)} values for {n_units} units.")
+    return table
 
 
 def _subject(files: NpyFiles, source: str) -> tuple[str, list[str]]:
     """The first number of a name such as static29156-11-10-…, else the one animal of meta/neurons."""
-    found = re.match(r"[A-Za-z_]*?(\d+)-\d+-\d+", source)
-    animals: set[str] = set()
-    if files.exists("meta/neurons/animal_ids.npy"):
-        animals = set(_text(np.atleast_1d(files.load("meta/neurons/animal_ids.npy"))).tolist())
-    if found:
-        other = animals - {found[1]}
-        told = f"The name says that the subject is {found[1]}, meta/neurons/animal_ids says {', '.join(sorted(other))}."
-        return found[1], [told] if other else []
-    return (animals.pop() if len(animals) == 1 else ""), []
+    named, name = subject_of_name(source), "meta/neurons/animal_ids.npy"
+    animals = set(as_text(np.atleast_1d(files.load(name))).tolist()) if files.exists(name) else set()
+    if not named:
+        return (animals.pop() if len(animals) == 1 else ""), []
+    other = ", ".join(sorted(animals - {named}))
+    return named, [f"The name says that the subject is {named}, {name} says {other}."] if other else []

@@ -159,7 +159,7 @@ def test_two_subjects_are_said(build):
     path, _ = build()
     np.save(path / "meta/neurons/animal_ids.npy", np.full(6, 5))
     session = read_session(path)
-    assert session.subject == "29156" and _note(session, "29156", "animal_ids says 5")
+    assert session.subject == "29156" and _note(session, "29156", "animal_ids.npy says 5")
 
 
 def test_withheld_behavior(build):
