@@ -43,6 +43,7 @@ class Experanto(Format):
       name. Bins without a value of one of them are not valid. Signals that lack a value in more than `max_missing` of
       the bins are left out.
     - `tier` gives the split: `train` trains, `validation` and `oracle` validate, names with "test" test.
+      A `blank` without a tier trains; bins of other tiers are not valid. Without any tier, the split is drawn later.
     - Bins at the same place of blocks that show the same frame there are repeats. Blocks show the same where their
       `condition_hash` is the same, or, without one, where their frames agree to a grey level in each pixel.
     - `neuron_properties` of the responses' `meta.yml`, and arrays in their `meta` folder, become ids, positions and
@@ -81,6 +82,8 @@ class Experanto(Format):
         behavior, known, told = _behavior(devices, bins, shown, self.max_missing)
         table = unit_table(responses.properties(), responses.n_signals, units.kept, f"{responses.folder}/meta")
         keys, splits = stimuli(blocks), [split_of_tier(block.tier) for block in blocks]
+        tiered = any(block.meta.get("tier") and split_of_tier(block.tier) for block in blocks)
+        split = np.asarray(splits)[bins.block] if tiered else None
         return Session(
             name=self.name or path.resolve().name,
             subject=self.subject or _subject(path),
@@ -91,16 +94,17 @@ class Experanto(Format):
             responses=_streamed(responses, units, bins),
             behavior=behavior,
             trial=np.where(shown, bins.block, -1),
-            valid=shown & units.known & known,
+            valid=shown & units.known & known & (True if split is None else split != ""),
             time=bins.starts,
             repeat_id=_repeats(keys, bins),
-            split=np.asarray(splits)[bins.block] if any(splits) else None,
+            split=split,
             stimulus_type=np.asarray([block.kind for block in blocks])[bins.block],
             unit_ids=table.ids,
             unit_positions=table.positions,
             unit_labels=table.labels,
             notes=[
                 *notes, *units.notes, *told, *table.notes, *_about_blocks(blocks, bins, rate, screen_rate),
+                *(tier_notes([block.tier for block in blocks if block.valid]) if tiered else []),
                 *leaks(keys, splits, "blocks"),
             ],
         )  # fmt: skip
@@ -173,8 +177,7 @@ def _about_blocks(blocks: list[Block], bins: Bins, rate: float, screen_rate: flo
         notes.append(f"{short} blocks are left out, because they last less than half a bin of {1 / rate:g} s.")
     if rate < 0.99 * screen_rate and any(len(block.onsets) > 1 for block in blocks):
         notes.append(f"Some frames of videos are not shown: {screen_rate:g} frames a second become {rate:g} bins.")
-    tiers = [block.tier for block in blocks if block.valid]
-    return notes + (tier_notes(tiers) if any(map(split_of_tier, tiers)) else [])
+    return notes
 
 
 def _subject(path: Path) -> str:

@@ -47,8 +47,8 @@ class Block:
 
     @property
     def tier(self) -> str:
-        """Its tier; pauses without one are of the tier "blank"."""
-        return str(self.meta.get("tier") or ("blank" if self.modality == "blank" else "none"))
+        """Its tier; a pause without one counts as training, because it shows nothing that could be tested."""
+        return str(self.meta.get("tier") or ("train" if self.modality == "blank" else "none"))
 
     @property
     def kind(self) -> str:

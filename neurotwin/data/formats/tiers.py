@@ -20,10 +20,15 @@ def split_of_tier(tier: str) -> str:
 
 
 def tier_notes(tiers: Sequence[str]) -> list[str]:
-    """What a session's notes say about tiers that are no split, one sentence each."""
+    """What a session's notes say about tiers that are no split, one sentence each.
+
+    Bins without a split would be drawn for training or validation. A tier that stands for none was kept out of both, so
+    readers make its bins not valid.
+    """
     unknown = sorted({tier for tier in tiers if not split_of_tier(tier)})
     return [
-        f"The {list(tiers).count(tier)} trials of the tier {tier!r} are in no split, because the tier stands for none."
+        f"The bins of the {list(tiers).count(tier)} trials of the tier {tier!r} are not valid, because the tier stands "
+        "for no split."
         for tier in unknown
     ]
 

@@ -54,12 +54,14 @@ def test_every_device_is_brought_to_the_bins(build, module, bin_rate, options):
 def test_tiers_and_blocks(build):
     path, truth = build()
     session = read_session(path)
-    split = {"train": "train", "oracle": "val", "test": "test", "final_test": "test", None: ""}
+    split = {"train": "train", "oracle": "val", "test": "test", "final_test": "test"}
     block = np.repeat(range(8), [30, 15, 12, 20, 9, 20, 12, 20])
-    assert session.split.tolist() == [split[truth["blocks"][n]["tier"]] for n in block]
+    expected = [split.get(truth["blocks"][n]["tier"]) for n in block]
+    assert [s for s, e in zip(session.split, expected, strict=True) if e] == [e for e in expected if e]
+    assert set(session.split[block == 1]) == {"train"}
     assert set(session.stimulus_type[block == 1]) == {"blank"} and set(session.stimulus_type[block == 0]) == {"video"}
     assert (np.asarray(session.stimulus[30:45]) == 127).all()
-    assert _note(session, "1 blocks", "invalid") and _note(session, "1 trials", "'blank'", "no split")
+    assert _note(session, "1 blocks", "invalid")
     assert _note(session, "1 of the blocks", "shown in test", "shown in train")
 
 
@@ -209,6 +211,28 @@ def test_blocks_too_short_and_frames_left_out(build):
 def test_without_any_tier_nothing_is_split(build):
     session = read_session(build(blocks=(("video", None, 30, None), ("blank", None, 0.2, None)))[0])
     assert session.split is None and not _note(session, "split")
+
+
+def test_tiers_that_are_no_split(build):
+    session = read_session(build(blocks=(("video", "train", 30, None), ("video", "none", 20, None)))[0])
+    assert session.valid.tolist() == [True] * 30 + [False] * 20
+    assert _note(session, "1 trials", "'none'", "for no split")
+
+
+def test_a_spike_at_the_border_belongs_to_the_bin_that_begins(build):
+    path, truth = build(spikes="npy")
+    onset = truth["blocks"][0]["onset"]
+    np.save(path / "responses/spikes.npy", np.full(320, onset))
+    session = read_session(path)
+    assert session.responses[0:1].tolist() == [[80] * 4] and not np.asarray(session.responses[1:]).any()
+    np.save(path / "responses/spikes.npy", np.full(320, session.time[4]))
+    assert np.flatnonzero(np.asarray(read_session(path).responses)[:, 0]).tolist() == [4]
+
+
+def test_an_image_ends_when_its_meta_says_so(build):
+    path, _ = build()
+    _change(path / "screen/meta/00002.yml", presentation_time=0.2)
+    assert (read_session(path).trial == 2).sum() == 6
 
 
 def test_a_recording_of_images_alone(build):

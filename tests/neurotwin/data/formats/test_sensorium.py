@@ -46,11 +46,11 @@ def test_withheld_tiers_are_masked_and_tiers_become_splits(build):
     path, truth = build()
     session = read_session(path)
     tier = np.repeat(truth["tiers"], [len(frames) for frames in truth["frames"]])
-    assert session.valid.tolist() == [t not in ("live_test_main", "final_test_bonus") for t in tier]
+    assert session.valid.tolist() == [t not in ("live_test_main", "final_test_bonus", "none") for t in tier]
     expected = {"train": "train", "oracle": "val", "live_test_main": "test", "final_test_bonus": "test", "none": ""}
     assert session.split.tolist() == [expected[t] for t in tier]
     assert _note(session, "1 trials", "'live_test_main'", "withheld")
-    assert _note(session, "1 trials", "'none'", "no split")
+    assert _note(session, "1 trials", "'none'", "for no split")
 
 
 def test_silence_in_a_recorded_tier_is_kept(build):
@@ -168,7 +168,7 @@ def test_withheld_behavior(build):
     assert _note(session, "data/behavior", "withheld") and _note(session, "data/pupil_center", "withheld")
     session = read_session(build(behavior="partly", name="29156-1-1")[0])
     assert set(session.behavior) == {"pupil_dilation", "running", "pupil_center"}
-    assert session.valid.sum() == 20 + 19 + 18 + 18 + 20
+    assert session.valid.sum() == 20 + 19 + 18 + 18
     assert not _note(session, "data/behavior")
 
 
@@ -179,6 +179,15 @@ def test_behavior_withheld_where_responses_are_not(build):
     session = read_session(path)
     assert not session.valid[39 : 39 + 36].any() and session.valid[:39].all()
     assert _note(session, "'oracle'", "data/behavior", "withheld")
+
+
+def test_a_unit_that_is_left_out_is_that_unit(build):
+    path, truth = build()
+    for trial in range(7):
+        values = np.load(path / f"data/responses/{trial}.npy")
+        values[1] = np.nan
+        np.save(path / f"data/responses/{trial}.npy", values)
+    np.testing.assert_array_equal(read_session(path).responses, np.concatenate(truth["responses"])[:, [0, 2, 3, 4, 5]])
 
 
 def test_nan_in_responses_behavior_and_video(build):
