@@ -127,7 +127,8 @@ def _sequence(folder, start, end, rate, slope, offset, shifts, mapped, shifted):
     data = offset + slope * times
     meta = {
         "modality": "sequence", "sampling_rate": rate, "start_time": start,
-        "end_time": float(start + (count - 1) / rate), "n_signals": len(slope), "n_timestamps": count, "dtype": str(data.dtype), "is_mem_mapped": mapped,
+        "end_time": float(start + (count - 1) / rate), "n_signals": len(slope), "n_timestamps": count,
+        "dtype": str(data.dtype), "is_mem_mapped": mapped,
         "phase_shift_per_signal": shifted,
     }  # fmt: skip
     _yaml(folder / "meta.yml", meta)

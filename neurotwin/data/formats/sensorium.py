@@ -45,7 +45,7 @@ class Sensorium(Format):
     - Bins with NaN in a response or in a signal are not valid; units that are never finite are left out.
     - `behavior` becomes `pupil_dilation`, `pupil_derivative` (images only) and `running`.
     - `meta/trials/tiers.npy` gives the split: `train` trains, `validation` and `oracle` validate, tiers with "test" in
-      their name test. Bins of other tiers ("none") are not valid. Stimuli that stand in two splits are said in the notes.
+      their name test. Bins of other tiers ("none") are not valid. The notes say which stimuli stand in two splits.
     - Images of equal class and id (`frame_image_id`, `colorframeprojector_image_id`) are repeats. Without ids, and for
       videos, presentations are compared: repeats may differ by a grey level in a pixel.
     - `meta/neurons`: `unit_ids`, `cell_motor_coordinates` (positions in µm), and every array with a value a unit as a

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from neurotwin.data.formats import find_format, read_session
+from neurotwin.data.formats.devices import open_device
 from neurotwin.data.session import Session, SessionError
 
 
@@ -337,3 +338,12 @@ def test_nothing_but_pauses(build):
     path, _ = build(blocks=(("blank", None, 0.5, None), ("invalid", None, 0.5, None)))
     with pytest.raises(SessionError, match="no image and no video is shown"):
         read_session(path)
+
+
+def test_a_sample_that_is_met_needs_no_neighbour(tmp_path):
+    meta = {"modality": "sequence", "sampling_rate": 1.0, "start_time": 0.0}
+    (tmp_path / "meta.yml").write_text(yaml.safe_dump(meta))
+    np.save(tmp_path / "data.npy", np.array([5.0, np.nan, 7.0]))
+    middle = np.array([-0.1, 0.0, 0.5, 1.0, 2.0, 2.1])
+    values = open_device(tmp_path).sample(middle - 0.5, middle + 0.5)[:, 0]
+    np.testing.assert_array_equal(values, [np.nan, 5, np.nan, np.nan, 7, np.nan])
