@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from ...config import define, registered
 from ..session import Session, SessionError
-from . import arrays, nwb, sensorium
+from . import arrays, experanto, nwb, sensorium
 from .base import Format
 
-__all__ = ["Format", "arrays", "as_session_file", "find_format", "nwb", "read_session", "sensorium"]
+__all__ = ["Format", "arrays", "as_session_file", "experanto", "find_format", "nwb", "read_session", "sensorium"]
 
 logger = logging.getLogger(__name__)
 
