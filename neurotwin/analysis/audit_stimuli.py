@@ -49,7 +49,8 @@ class Pictures:
 def fingerprints(frames: np.ndarray, value_range: tuple[float, float] = (0.0, 255.0)) -> tuple[np.ndarray, np.ndarray]:
     """A perceptual hash of frames, and which of them are pictures that can be told apart.
 
-    Frames are averaged over channels, resampled to 24 × 24, standardised, and projected on 32 fixed random directions
+    Frames are averaged over channels, resampled to 24 × 24, freed of smooth shading (the quadratic surface that fits
+    best, in which two views of sky or table top are alike), standardised, and projected on 32 fixed random directions
     of length 1/√32. Distances between projections are those between standardised pictures (Johnson & Lindenstrauss
     1984), hence d² ≈ 2 (1 − r) with their correlation r. Neither brightness nor contrast matter, and frames of other
     sizes can be compared.
@@ -78,7 +79,7 @@ def fingerprints(frames: np.ndarray, value_range: tuple[float, float] = (0.0, 25
     grey = frames.mean(axis=1)
     height, width = grey.shape[1:]
     small = _resampling(height) @ grey @ _resampling(width).T
-    small -= small.mean(axis=(1, 2), keepdims=True)
+    small = _without_shading(small)
     contrast = small.std(axis=(1, 2))
     spread = max(value_range[1] - value_range[0], 1e-12)
     distinct = contrast >= _CONTRAST * spread
@@ -191,6 +192,16 @@ def _resampling(size: int) -> np.ndarray:
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
     overlap = np.maximum(overlap, 0)
     return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _without_shading(small: np.ndarray) -> np.ndarray:
+    """Pictures minus the quadratic surface that fits them best."""
+    axis = np.linspace(-1, 1, _GRID)
+    powers = [(i, j) for i in range(3) for j in range(3 - i)]
+    surfaces = np.stack([np.outer(axis**i, axis**j).ravel() for i, j in powers], axis=1)
+    basis = np.linalg.qr(surfaces)[0].astype(np.float32)
+    flat = small.reshape(len(small), -1)
+    return (flat - flat @ basis @ basis.T).reshape(small.shape)
 
 
 def _plain(grey: np.ndarray, spread: float) -> np.ndarray:
