@@ -20,9 +20,9 @@ from .data.prepare import prepare
 from .data.session import SPLITS, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
 from .files import write_text
-from .tensorfile import TensorFileError
 from .models.spec import SessionSpec
 from .models.twin import CheckpointError, TwinModel, check_run, load_twin
+from .tensorfile import TensorFileError
 
 __all__ = ["USER_ERRORS", "main"]
 

@@ -78,13 +78,12 @@ def audited(config: DatasetConfig) -> Recording:
     used = np.isin(np.arange(len(trials)), trial_of_bin)[code]
     return Recording(
         name=prepared.name, bin_rate=prepared.bin_rate, unit_ids=prepared.unit_ids, source=prepared.source,
-        frame=prepared.frame, responses=getattr(prepared, "responses" if hasattr(prepared, "responses") else "spikes"),
-        mask=prepared.mask, split=prepared.split, trial=prepared.trial, run=prepared.run_start,
-        kind=kinds[first][trial_of_bin], position=first[trial_of_bin], repeat_id=prepared.repeat_id,
-        pixel_scale=prepared.pixel_scale, pixels_per_degree=session.pixels_per_degree,
+        frame=prepared.frame, responses=prepared.spikes, mask=prepared.mask, split=prepared.split,
+        trial=prepared.trial, run=prepared.run_start, kind=kinds[first][trial_of_bin],
+        position=first[trial_of_bin], repeat_id=prepared.repeat_id, pixel_scale=prepared.pixel_scale,
+        pixels_per_degree=session.pixels_per_degree, recorded_valid=session.valid & used,
+        recorded_trial=session.trial, recorded_rate=float(session.bin_rate), time=session.time,
         behavior={name: signal for name, signal in session.behavior.items() if name in sources},
-        recorded_valid=session.valid & used, recorded_trial=session.trial, recorded_rate=float(session.bin_rate),
-        time=session.time,
     )  # fmt: skip
 
 

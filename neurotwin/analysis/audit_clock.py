@@ -117,7 +117,7 @@ def _signals(recording: Recording, pieces: list[np.ndarray], reach: int) -> tupl
     features, responses, group = [], [], []
     for index, bins in enumerate(pieces):
         x = _features(recording, bins)
-        m = np.stack([np.asarray(_rows(recording.mask, bins))[:, units]])[0].astype(bool)
+        m = np.asarray(_rows(recording.mask, bins), bool)[:, units]
         y = np.asarray(_rows(recording.responses, bins), np.float32)[:, units]
         mean = (y * m).sum(axis=0) / np.maximum(m.sum(axis=0), 1)
         features += [x - x.mean(axis=0), np.zeros((reach, x.shape[1]), np.float32)]

@@ -62,50 +62,23 @@ class Activity:
 def measure_activity(recording: Recording) -> Activity:
     """Add up all that the checks of responses need, in blocks."""
     trials, code = np.unique(recording.trial, return_inverse=True)
-    n_trials, n_units, n_bins = len(trials), recording.n_units, recording.n_bins
-    order = np.lexsort((np.arange(n_bins), recording.position))
-    block = np.empty(n_bins, np.int64)
-    block[order] = np.arange(n_bins) * _N_BLOCKS // n_bins
     kinds, kind = np.unique(recording.kind, return_inverse=True)
-    cell = kind * _N_BLOCKS + block
-    size, bins = np.zeros((2, len(kinds) * _N_BLOCKS, n_units))
-    active, changes, length, last = np.zeros((4, n_trials))
-    active_of, pairs_of, changes_of = np.zeros((3, n_units))
-    lowest, highest = np.full(n_units, np.inf), np.full(n_units, -np.inf)
-    counted, counted_any = np.zeros((3, n_units)), np.zeros(3)
-    before, before_mask = np.zeros((1, n_units)), np.zeros((1, n_units), bool)
-    for part in row_blocks(n_bins, 16 * n_units):
+    sums = _Sums(recording, code, len(trials), kind * _N_BLOCKS + _stretch_of(recording), len(kinds) * _N_BLOCKS)
+    before, before_mask = np.zeros((1, recording.n_units)), np.zeros((1, recording.n_units), bool)
+    for part in row_blocks(recording.n_bins, 16 * recording.n_units):
         r, m = np.asarray(recording.responses[part], np.float64), np.asarray(recording.mask[part], bool)
-        seen, some_active = m.any(axis=1), ((r != 0) & m)
-        _add(size, cell[part], np.abs(r) * m)
-        _add(bins, cell[part], m)
-        same_run = np.diff(recording.run[part], prepend=recording.run[part.start - 1] if part.start else -1) == 0
-        pair = m & np.concatenate([before_mask, m[:-1]]) & same_run[:, None]
-        change = pair & (r != np.concatenate([before, r[:-1]]))
-        _add(active, code[part], some_active.sum(axis=1))
-        _add(changes, code[part], change.sum(axis=1))
-        length += np.bincount(code[part], seen, n_trials)
-        active_of += some_active.sum(axis=0)
-        pairs_of += pair.sum(axis=0)
-        changes_of += change.sum(axis=0)
-        lowest = np.minimum(lowest, np.where(m, r, np.inf).min(axis=0))
-        highest = np.maximum(highest, np.where(m, r, -np.inf).max(axis=0))
-        for index in range(3):
-            chosen = recording.split[part] == index
-            counted[index] += m[chosen].sum(axis=0)
-            counted_any[index] += (seen & chosen).sum()
-        hits = np.flatnonzero(some_active.any(axis=1))
-        np.maximum.at(last, code[part][hits], part.start + hits + 1)
+        pair = _pairs(recording, part, before_mask, m)
+        sums.add(part, r, m, pair, pair & (r != np.concatenate([before, r[:-1]])))
         before, before_mask = r[-1:], m[-1:]
-    n_counted = np.maximum(bins.sum(axis=0), 1)
-    expected, expected_changes, tail = _expectations(
-        recording, code, n_trials, active_of / n_counted, changes_of / np.maximum(pairs_of, 1), last
-    )
-    shape = (len(kinds), _N_BLOCKS, n_units)
+    active = sums.active_of / np.maximum(sums.bins.sum(axis=0), 1)
+    change = sums.changes_of / np.maximum(sums.pairs_of, 1)
+    expected, expected_changes, tail = _expectations(recording, code, len(trials), active, change, sums.last)
+    shape = (len(kinds), _N_BLOCKS, recording.n_units)
     return Activity(
-        trials=trials, length=length, active=active, expected_active=expected, changes=changes,
-        expected_changes=expected_changes, silent_tail=tail, lowest=lowest, highest=highest, counted=counted,
-        counted_any=counted_any, size=size.reshape(shape), bins=bins.reshape(shape),
+        trials=trials, length=sums.length, active=sums.active, expected_active=expected, changes=sums.changes,
+        expected_changes=expected_changes, silent_tail=tail, lowest=sums.lowest, highest=sums.highest,
+        counted=sums.counted, counted_any=sums.counted_any, size=sums.size.reshape(shape),
+        bins=sums.bins.reshape(shape),
     )  # fmt: skip
 
 
@@ -195,6 +168,53 @@ def check_masks(recording: Recording, activity: Activity) -> list[Finding]:
     return findings
 
 
+class _Sums:
+    """What is added up over the blocks of a recording."""
+
+    def __init__(self, recording: Recording, code: np.ndarray, n_trials: int, cell: np.ndarray, n_cells: int) -> None:
+        n_units = recording.n_units
+        self.code, self.cell, self.split, self.n_trials = code, cell, recording.split, n_trials
+        self.size, self.bins = np.zeros((2, n_cells, n_units))
+        self.active, self.changes, self.length, self.last = np.zeros((4, n_trials))
+        self.active_of, self.pairs_of, self.changes_of = np.zeros((3, n_units))
+        self.lowest, self.highest = np.full(n_units, np.inf), np.full(n_units, -np.inf)
+        self.counted, self.counted_any = np.zeros((3, n_units)), np.zeros(3)
+
+    def add(self, part: slice, r: np.ndarray, m: np.ndarray, pair: np.ndarray, change: np.ndarray) -> None:
+        """Add the bins of a block: responses, which count, which follow one that counts, and which then differ."""
+        code, seen, responding = self.code[part], m.any(axis=1), (r != 0) & m
+        _add(self.size, self.cell[part], np.abs(r) * m)
+        _add(self.bins, self.cell[part], m)
+        _add(self.active, code, responding.sum(axis=1))
+        _add(self.changes, code, change.sum(axis=1))
+        self.length += np.bincount(code, seen, self.n_trials)
+        self.active_of += responding.sum(axis=0)
+        self.pairs_of += pair.sum(axis=0)
+        self.changes_of += change.sum(axis=0)
+        self.lowest = np.minimum(self.lowest, np.where(m, r, np.inf).min(axis=0))
+        self.highest = np.maximum(self.highest, np.where(m, r, -np.inf).max(axis=0))
+        for index in range(3):
+            chosen = self.split[part] == index
+            self.counted[index] += m[chosen].sum(axis=0)
+            self.counted_any[index] += (seen & chosen).sum()
+        hits = np.flatnonzero(responding.any(axis=1))
+        np.maximum.at(self.last, code[hits], part.start + hits + 1)
+
+
+def _stretch_of(recording: Recording) -> np.ndarray:
+    """Which of the stretches of the session, in the order of recording, each bin lies in, (T,)."""
+    stretch = np.empty(recording.n_bins, np.int64)
+    order = np.lexsort((np.arange(recording.n_bins), recording.position))
+    stretch[order] = np.arange(recording.n_bins) * _N_BLOCKS // recording.n_bins
+    return stretch
+
+
+def _pairs(recording: Recording, part: slice, before: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Whether a response and the one before it both count and lie in one run, (T, U); `before`: the row before."""
+    same_run = np.diff(recording.run[part], prepend=recording.run[part.start - 1] if part.start else -1) == 0
+    return mask & np.concatenate([before, mask[:-1]]) & same_run[:, None]
+
+
 def _add(total: np.ndarray, index: np.ndarray, values: np.ndarray) -> None:
     """Add rows to the entries that they belong to; quick where equal indices are neighbours."""
     starts = np.flatnonzero(np.diff(index, prepend=-1))
@@ -209,8 +229,7 @@ def _expectations(
     before = np.zeros((1, recording.n_units), bool)
     for part in row_blocks(recording.n_bins, 2 * recording.n_units):
         m = np.asarray(recording.mask[part], bool)
-        same_run = np.diff(recording.run[part], prepend=recording.run[part.start - 1] if part.start else -1) == 0
-        pair = m & np.concatenate([before, m[:-1]]) & same_run[:, None]
+        pair = _pairs(recording, part, before, m)
         _add(expected, code[part], m @ active)
         _add(expected_changes, code[part], pair @ change)
         late = m.any(axis=1) & (np.arange(part.start, part.stop) >= last[code[part]])
@@ -270,9 +289,13 @@ def _drifts(activity: Activity) -> np.ndarray:
     known = np.isfinite(change) & np.isfinite(error)
     if known.sum() >= 4:
         change = change - np.median(change[known])
-    limit = student.isf(ALPHA / (2 * n_units), 2 * (quarter - 1))
+    n_free = 2 * (quarter - 1)
+    beyond = np.abs(change) - np.log(_DRIFT)
     with np.errstate(invalid="ignore"):
-        return np.where(known & (np.abs(change) > np.log(_DRIFT)) & (np.abs(change) > limit * error), change, 0.0)
+        large = (beyond > student.isf(1e-3, n_free) * error) & (
+            np.abs(change) > student.isf(ALPHA / (2 * n_units), n_free) * error
+        )
+    return np.where(known & large, change, 0.0)
 
 
 def _log_ratio(observed: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -58,7 +58,7 @@ def check_scales(recordings: Sequence[Recording]) -> list[Finding]:
         if abs(recording.bin_rate - first.bin_rate) > 1e-3 * first.bin_rate:
             findings.append(Finding(
                 "rate", "error", recording.name, "bin rate", f"{recording.bin_rate:g} Hz, {first.name!r} has "
-                f"{first.bin_rate:g} Hz", "one core would see two speeds of time; set sampling so that all have one rate",
+                f"{first.bin_rate:g} Hz", "one core would see two speeds of time; set sampling so that all have one",
             ))  # fmt: skip
         if recording in scaled and abs(recording.pixels_per_degree / scaled[0].pixels_per_degree - 1) > 0.05:
             findings.append(Finding(
@@ -174,14 +174,16 @@ def _unlike_repeats(recording: Recording, most: int = 200) -> list[Finding]:
     low, high = grey_levels(recording)
     compared: dict[int, list[bool]] = {}
     order = np.argsort(repeat, kind="stable")
-    for first, last in zip(np.searchsorted(repeat[order], ids), np.searchsorted(repeat[order], ids, "right"), strict=True):
+    for first, last in zip(
+        np.searchsorted(repeat[order], ids), np.searchsorted(repeat[order], ids, "right"), strict=True
+    ):
         bins = np.sort(order[first:last][:100])
         frames = np.concatenate([recording.frames(bins[i : i + 1]) for i in range(len(bins))]).reshape(len(bins), -1)
         distance = np.sqrt(np.square(frames - np.median(frames, axis=0)).mean(axis=1))
         for trial, unlike in zip(recording.trial[bins].tolist(), distance > 2 * (high - low) / 255, strict=True):
             compared.setdefault(trial, []).append(bool(unlike))
     names, share = np.array(list(compared)), np.array([np.mean(flags) for flags in compared.values()])
-    odd = share > max(0.5, _RARE)
+    odd = share > 0.5
     if np.median(share) > _RARE or not odd.any():  # a gaze that moves makes all repeats differ
         return []
     return [Finding(

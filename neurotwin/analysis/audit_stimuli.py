@@ -18,7 +18,7 @@ _CONTRAST = 8 / 255  # of the range: a grey level here and there then lowers r t
 _PLAIN = 0.8  # share of one grey level above which a frame is a blank with something in it
 _GRATING = 0.7  # share of the power in one frequency; a square wave has 8/π² = 0.81 in its first harmonic
 _FEWEST_PIXELS = 16  # fewer cannot tell pictures apart
-_SHARE = 0.2  # of the pictures of a trial; two views of one photograph share less, see docs/audit.md
+_SHARE = 0.3  # of the pictures of a trial; fixations of one photograph by chance share a tenth, see docs/audit.md
 _HELD_S = 0.05  # a picture that stays for so long is one of its own, not a frame of a movie
 _MOST_FRAMES = 60_000  # a session; of longer ones every n-th frame of a run is taken, counted from its start
 _MOST_BYTES = 1 << 30
@@ -38,12 +38,15 @@ class Pictures:
         (P,) part of each: 0 training, 1 validation, 2 test.
     still
         (P,) bool: stays for 50 ms or more, or is a trial by itself.
+    in_trial
+        (P,) pictures of its trial and part, those that cannot be told apart included.
     """
 
     hashes: np.ndarray
     trial: np.ndarray
     split: np.ndarray
     still: np.ndarray
+    in_trial: np.ndarray
 
 
 def fingerprints(frames: np.ndarray, value_range: tuple[float, float] = (0.0, 255.0)) -> tuple[np.ndarray, np.ndarray]:
@@ -114,15 +117,15 @@ def pictures_of(recording: Recording) -> Pictures:
     single = np.bincount(run, minlength=run.max(initial=0) + 1)[run[onset]] == 1
     keep = distinct[onset]
     still = single | ((held > 1) & (held * step >= _HELD_S * recording.bin_rate))
-    onset, still = onset[keep], still[keep]
+    trial, split = recording.trial[bins[onset]], recording.split[bins[onset]]
+    _, code, number = np.unique(np.stack([trial, split]), axis=1, return_inverse=True, return_counts=True)
     return Pictures(
-        hashes=hashes[onset], trial=recording.trial[bins[onset]], split=recording.split[bins[onset]], still=still
-    )
+        hashes=hashes[onset[keep]], trial=trial[keep], split=split[keep], still=still[keep],
+        in_trial=number[code.ravel()][keep],
+    )  # fmt: skip
 
 
-def check_duplicates(
-    recordings: Sequence[Recording], known: Sequence[tuple[str, Pictures]] = ()
-) -> list[Finding]:
+def check_duplicates(recordings: Sequence[Recording], known: Sequence[tuple[str, Pictures]] = ()) -> list[Finding]:
     """Trials that show what training shows: within a session, in another one, or in those of a checkpoint.
 
     Parameters
@@ -169,7 +172,9 @@ def _compared(session: str, split: str, part: Pictures, training: Pictures, wher
     distance, nearest = cKDTree(training.hashes).query(part.hashes, distance_upper_bound=_DISTANCE)
     found = np.isfinite(distance)
     trials, code = np.unique(part.trial, return_inverse=True)
-    shown, twins = np.bincount(code), np.bincount(code, found)
+    twins = np.bincount(code, found)
+    shown = np.empty(len(trials), np.int64)
+    shown[code] = part.in_trial
     still = np.bincount(code, found & part.still & np.append(training.still, False)[nearest])
     guilty = (still > 0) | ((twins >= _SHARE * shown) & (twins >= np.minimum(2, shown)))
     if not guilty.any():
@@ -200,14 +205,14 @@ def _without_shading(small: np.ndarray) -> np.ndarray:
     powers = [(i, j) for i in range(3) for j in range(3 - i)]
     surfaces = np.stack([np.outer(axis**i, axis**j).ravel() for i, j in powers], axis=1)
     basis = np.linalg.qr(surfaces)[0].astype(np.float32)
-    flat = small.reshape(len(small), -1)
+    flat = small.reshape(len(small), _GRID**2)
     return (flat - flat @ basis @ basis.T).reshape(small.shape)
 
 
 def _plain(grey: np.ndarray, spread: float) -> np.ndarray:
     """Whether most pixels have the value that is most common, up to a grey level, (N,)."""
-    flat = grey.reshape(len(grey), -1)
-    middle = np.median(flat, axis=1, keepdims=True) if len(flat) else flat[:, :1]
+    flat = grey.reshape(len(grey), grey.shape[1] * grey.shape[2])
+    middle = np.median(flat, axis=1, keepdims=True)
     return (np.abs(flat - middle) <= 1.5 * spread / 255).mean(axis=1) > _PLAIN
 
 

@@ -1,6 +1,7 @@
 """Twelve faults and more, planted one at a time: each is found by its check, by name, and nothing else is."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import nbinom
 
-from neurotwin.analysis.audit import Recording, audit, audit_configs, audit_html, audit_text
+from neurotwin.analysis.audit import Recording, audit, audit_configs, audit_html, audit_text, audited
 from neurotwin.analysis.audit_base import log_chance_of_none
 from neurotwin.analysis.audit_stimuli import fingerprints, pictures_of
-from neurotwin.config import DatasetConfig
+from neurotwin.cli import main
+from neurotwin.config import DatasetConfig, load_dataset_configs
 from neurotwin.data.session import Session, SessionError
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 
@@ -53,7 +55,7 @@ def recording(values, name="ada_1"):
 
 
 def bins(trial):
-    return TRIAL == trial
+    return np.equal(TRIAL, trial)
 
 
 def duplicate(values, other, rng):
@@ -273,7 +275,7 @@ def test_withheld_responses_in_most_trials_are_found():
 
 def test_arrays_that_do_not_agree_are_refused():
     values = parts(0)
-    with pytest.raises(SessionError, match="ada_1.*split has shape"):
+    with pytest.raises(SessionError, match=r"ada_1.*split has shape"):
         Recording.of_session(Session(name="ada_1", stimulus=values["stimulus"], responses=values["responses"],
                                      bin_rate=60), SPLIT[:-1])  # fmt: skip
     with pytest.raises(SessionError, match="at least one session"):
@@ -309,6 +311,53 @@ def test_text_and_page_name_session_thing_and_cure():
     assert "ada<1>" in text and "ada&lt;1&gt;" in html and "<1>" not in html
     nothing = audit([recording(parts(0))])
     assert "nothing found" in audit_text(nothing) and "Nothing found" in audit_html(nothing)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two sessions as files with a config each, of which the second has a silent unit."""
+    monkeypatch.setenv("NEUROTWIN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "configs").mkdir()
+    for index, name in enumerate(("ada_1", "ada_2")):
+        values = parts(index)
+        del values["mask"]
+        if index:
+            silent(values, None, None)
+        session = Session(name=name, trial=TRIAL, unit_ids=IDS, **values)
+        session.save(tmp_path / f"{name}.safetensors")
+        (tmp_path / "configs" / f"{name}.yaml").write_text(
+            f"session: {name}\ndata_dir: ..\nkeys_lags: {{stim: [0..4]}}\n"
+        )
+    return tmp_path
+
+
+def test_the_command_tells_by_its_exit_code(folder, capsys):
+    assert main(["audit", str(folder / "configs" / "ada_1.yaml")]) == 0
+    assert "nothing found" in capsys.readouterr().out
+    page = folder / "audit.html"
+    assert main(["audit", str(folder / "configs"), "--html", str(page)]) == 1
+    out = capsys.readouterr().out
+    assert "ada_2" in out and "silent unit" in out and "unit 16" in out
+    assert "silent unit" in page.read_text() and page.read_text().startswith("<!doctype html>")
+    assert main(["audit", str(folder / "nowhere.yaml")]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_the_command_compares_with_a_checkpoint(folder, monkeypatch, capsys):
+    (old, new) = load_dataset_configs(folder / "configs")
+    gone = old.model_copy(update={"session": "gone_1", "path": str(folder / "gone.safetensors")})
+    twin = SimpleNamespace(sessions=[SimpleNamespace(name=c.session, config=c) for c in (old, gone)])
+    monkeypatch.setattr("neurotwin.analysis.audit.load_twin", lambda path: twin)
+    trained, shown = audited(old), audited(new)
+    lesson, exam = trained.trial[trained.split == 0][0], shown.trial[shown.split == 1][0]
+    session = Session.load(new.path)
+    stimulus = np.array(session.stimulus)
+    stimulus[bins(exam)] = trained.source[bins(lesson)]
+    dataclasses.replace(session, stimulus=stimulus).save(new.path)
+    assert main(["audit", str(folder / "configs" / "ada_2.yaml"), "--checkpoint", "twin.safetensors"]) == 1
+    out = capsys.readouterr().out
+    assert "duplicates" in out and f"val trials {exam} (1 of " in out and f"trial {lesson} (shown" in out
+    assert "not compared with session 'gone_1'" in out
 
 
 @pytest.mark.slow
