@@ -1,6 +1,7 @@
 """Twelve faults and more, planted one at a time: each is found by its check, by name, and nothing else is."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -167,6 +168,26 @@ def test_a_planted_fault_is_found_and_nothing_else(fault, seed):
     found = audit([recording(sound, "ada_1"), recording(broken, "ada_2")]).findings
     assert [(f.check, f.session, f.what) for f in found] == [(check, "ada_2", what)]
     assert found[0].figure and ";" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("plant", "figure"),
+    [
+        (stopping, r"silent in the last (37|38)% of its bins"),
+        (starting, r"silent in the first 30% of its bins"),
+        (leading, r"best lag −3 bins \(-50 ms\)"),
+        (padded, r"no response in the last 2[5-9] bins"),
+        (frozen, r"stays for 25 bins, elsewhere for 1$"),
+        (dropped, r"trial 9: 60 frames where its clock has room for 63.0"),
+        (masked, r"70% of its bins masked"),
+        (clipped, r"7.0% of bins at"),
+    ],
+)
+def test_figures_are_those_of_the_fault(plant, figure):
+    values = parts(1)
+    plant(values, None, np.random.default_rng(0))
+    (found,) = audit([recording(values)]).findings
+    assert re.search(figure, found.figure), found.figure
 
 
 @pytest.mark.parametrize("seed", range(5))
