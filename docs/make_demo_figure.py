@@ -147,7 +147,9 @@ def draw_oracle(ax: Axes, sessions: list[Session], units: list[Units], is_comple
         still = session.true_rate / gain
         still *= session.true_rate[used].mean(0) / still[used].mean(0)
         for rate, found in ((session.true_rate, full), (still, sighted)):
-            pairs = [values.reshape(-1, 2, values.shape[1]).sum(1) for values in (session.responses.astype(float), rate)]
+            pairs = [
+                values.reshape(-1, 2, values.shape[1]).sum(1) for values in (session.responses.astype(float), rate)
+            ]
             found.append(bits_per_spike(*(values[used.reshape(-1, 2).all(1)] for values in pairs)))
     full, sighted = np.concatenate(full), np.concatenate(sighted)
     for group, color in ((~is_complex, SIMPLE), (is_complex, COMPLEX)):

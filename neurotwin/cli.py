@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .analysis.audit import audit_configs, audit_html, audit_text
 from .analysis.compare import compare
 from .analysis.evaluate import evaluate
 from .analysis.inspect import inspect_text
@@ -19,6 +20,7 @@ from .data.formats import read_session
 from .data.prepare import prepare
 from .data.session import SPLITS, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
+from .files import write_text
 from .metrics.table import EvaluationError
 from .models import TwinModel, check_run, load_twin
 from .tensorfile import TensorFileError
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when done, 1 when `compare` found a difference, 2 when something asked for is not possible.
+        0 when done, 1 when `compare` found a difference or `audit` a fault, 2 when something asked for is not possible.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = _parser().parse_args(argv)
@@ -82,6 +84,17 @@ def inspect(arguments: argparse.Namespace) -> int:
     sessions = prepare(datasets, progress=_progress)
     print(inspect_text(TwinModel(config, [session.spec for session in sessions]), sessions))
     return 0
+
+
+def audit_sessions(arguments: argparse.Namespace) -> int:
+    """Look for what would fool a model: leaks between parts, lost responses, drifting units, wrong clocks."""
+    configs = load_dataset_configs(arguments.dataset_configs, data_dir=arguments.data_dir)
+    result = audit_configs(configs, checkpoint=arguments.checkpoint, progress=_progress)
+    print(audit_text(result))
+    if arguments.html:
+        write_text(arguments.html, audit_html(result))
+        logger.info("page: %s", arguments.html)
+    return 1 if result.findings else 0
 
 
 def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
@@ -164,6 +177,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataset_configs_path", required=True, help="parent YAML, or folder of session YAMLs")
     sub.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
     sub.add_argument("--max_datasets", type=int, help="use at most the first N sessions")
+
+    sub = command("audit", audit_sessions)
+    sub.add_argument("dataset_configs", help="parent YAML, or folder of session YAMLs")
+    sub.add_argument("--checkpoint", help="also compare with what this model was trained on")
+    sub.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
+    sub.add_argument("--html", metavar="FILE", help="also write a page, which needs no other file")
 
     sub = command("evaluate", evaluate_checkpoint)
     sub.add_argument("checkpoint", help="training checkpoint (.ckpt) or saved model (.safetensors)")

@@ -15,7 +15,7 @@ import numpy as np
 from ..metrics.table import EvaluationError, Table, summarize_table
 from . import plots
 
-__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "summary_text", "text_table"]
+__all__ = ["Run", "html_page", "load_run", "markdown_table", "page", "report_rows", "summary_text", "text_table"]
 
 _RECORD = ("name", "parameters")
 
@@ -178,7 +178,12 @@ def html_page(runs: Sequence[Run], title: str = "Runs") -> str:
             f"<details><summary>{html.escape(str(run.folder))}</summary><pre>{record}</pre></details></section>"
         )
     parts.append("</div>")
-    return _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts))
+    return page(title, "\n".join(parts))
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML page, which needs no other file, around a body that is HTML already."""
+    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
 
 
 _PAGE = """<!doctype html>
