@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DatasetConfig
-from ..data.prepare import prepare_session
+from ..data.prepare import open_session, prepare_session
 from ..data.session import SessionError
 from ..models import load_twin
 from .audit_base import Finding, Recording

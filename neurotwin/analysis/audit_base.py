@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..data.pipelines import runs_of
 from ..data.session import Session, SessionError
-from ..data.transforms import runs_of
 
 __all__ = ["ALPHA", "Finding", "Recording", "log_chance_of_none", "row_blocks", "some"]
 
