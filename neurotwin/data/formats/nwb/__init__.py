@@ -57,9 +57,15 @@ class NWB(Format):
         file = open_nwb(path)
         try:
             return read_nwb(
-                path, file, name=self.name or name_of(path), subject=self.subject, stimulus=self.stimulus,
-                mapping=Path(self.mapping) if self.mapping else None, scale=self.scale, bin_rate=self.bin_rate,
-            )  # fmt: skip
+                path,
+                file,
+                name=self.name or name_of(path),
+                subject=self.subject,
+                stimulus=self.stimulus,
+                mapping=Path(self.mapping) if self.mapping else None,
+                scale=self.scale,
+                bin_rate=self.bin_rate,
+            )
         except SessionError as error:
             file.close()
             known = str(error).startswith((str(path), "session ", "mapping "))

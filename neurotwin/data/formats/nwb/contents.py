@@ -20,9 +20,31 @@ __all__ = ["Contents", "Signal", "describe", "is_timed", "list_contents", "serie
 _PLACES = ("stimulus/presentation", "stimulus/templates", "processing", "intervals", "acquisition")
 _EVENT_KINDS = ("Events", "LabeledEvents", "TTLs", "AnnotationSeries", "EventsTable")
 _EVENT_NAMES = re.compile(r"lick|reward|event|pulse|ttl|press|onset", re.IGNORECASE)
-_NEURAL = ("ElectricalSeries", "SpikeEventSeries", "FeatureExtraction", "TwoPhotonSeries", "OnePhotonSeries",
-           "DecompositionSeries", "CorrectedImageStack", "ImageSegmentation", "ImageMaskSeries", "PlaneSegmentation",
-           "PatchClampSeries", "CurrentClampSeries", "VoltageClampSeries")  # fmt: skip
+_NEURAL = (
+    "ElectricalSeries",
+    "SpikeEventSeries",
+    "FeatureExtraction",
+    "TwoPhotonSeries",
+    "OnePhotonSeries",
+    "DecompositionSeries",
+    "CorrectedImageStack",
+    "ImageSegmentation",
+    "ImageMaskSeries",
+    "PlaneSegmentation",
+    "PatchClampSeries",
+    "CurrentClampSeries",
+    "VoltageClampSeries",
+)
+_CONTINUOUS_KINDS = (
+    "SpatialSeries",
+    "BehavioralTimeSeries",
+    "Position",
+    "CompassDirection",
+    "EyeTracking",
+    "PupilTracking",
+)
+_CONTINUOUS_NAMES = re.compile(r"wheel|position|speed|velocity|pupil|gaze|running", re.IGNORECASE)
+_FEW = 20  # samples below which times alone say nothing
 _PROBE = 4096  # samples that say whether a series is of events
 
 
@@ -119,12 +141,15 @@ def _leaves(group: Any, parents: tuple[str, ...], notes: list[str]) -> Iterator[
             notes.append(f"{group.name.lstrip('/')}/{name} is a link to what is not there")
         elif not hasattr(item, "keys"):
             continue
-        elif "colnames" in item.attrs or {"data", "timestamps", "external_file"} & set(item) or kind_of(item) in (
-            "Images", "BaseImage", *_NEURAL,
-        ):  # fmt: skip
+        elif "colnames" in item.attrs or kind_of(item) in ("Images", *_NEURAL) or _has_data(item):
             yield parents, item
         else:
             yield from _leaves(item, (*parents, name, kind_of(item)), notes)
+
+
+def _has_data(item: Any) -> bool:
+    # Allen has a series that is called "timestamps", so that a name alone does not tell.
+    return any(hasattr(item.get(key), "shape") for key in ("data", "timestamps", "external_file"))
 
 
 def _sort_in(contents: Contents, parents: tuple[str, ...], item: Any) -> None:
@@ -192,14 +217,16 @@ def _signal_kind(series: Series, names: list[str], parents: tuple[str, ...] = ()
         return "intervals"
     if series.data is None or series.kind in _EVENT_KINDS or "BehavioralEvents" in parents:
         return "events"
-    if series.times is None:
+    if series.times is None or {series.kind, *parents} & {*_CONTINUOUS_KINDS}:
         return "continuous"
+    named = any(_EVENT_NAMES.search(name) for name in names[1:])
+    if not named and _CONTINUOUS_NAMES.search(names[-1]):
+        return "continuous"  # a wheel is sampled when it moves, so that its times are uneven as well
     steps = np.diff(series.time(0, _PROBE))
     steps = steps[np.isfinite(steps)]
-    if not len(steps):
-        return "events" if any(_EVENT_NAMES.search(name) for name in names) else "continuous"
+    if len(steps) < _FEW:
+        return "events" if named else "continuous"
     uneven = float(np.mean(np.abs(steps - np.median(steps)) > 0.5 * np.median(steps)))
-    named = any(_EVENT_NAMES.search(name) for name in names[1:])
     return "events" if uneven > (0.02 if named else 0.4) else "continuous"
 
 

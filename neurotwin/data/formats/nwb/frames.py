@@ -93,8 +93,10 @@ class Frames:
             return values.astype(np.uint8)
         levels = np.rint(np.nan_to_num(values.astype(np.float64)) * (self.scale or 1.0))
         if values.size and not (levels.min() >= 0 and levels.max() <= 255):
-            raise SessionError(f"{self.where} holds grey levels from {levels.min():g} to {levels.max():g}, which do "
-                               "not fit into 0 to 255; give `scale` in a mapping")  # fmt: skip
+            raise SessionError(
+                f"{self.where} holds grey levels from {levels.min():g} to {levels.max():g}, which do "
+                "not fit into 0 to 255; give `scale` in a mapping"
+            )
         return levels.astype(np.uint8)
 
     def _scan(self) -> tuple[np.ndarray, float]:
@@ -115,8 +117,10 @@ class _Images:
     def __init__(self, where: str, images: list[Any]) -> None:
         shapes = {image.shape for image in images}
         if len(shapes) != 1:
-            raise SessionError(f"{where} holds images of different sizes {sorted(shapes)}; resize them to one size and "
-                               "give them as `file: FRAMES.npy` in a mapping")  # fmt: skip
+            raise SessionError(
+                f"{where} holds images of different sizes {sorted(shapes)}; resize them to one size and "
+                "give them as `file: FRAMES.npy` in a mapping"
+            )
         self._images = images
         self.shape, self.dtype = (len(images), *images[0].shape), images[0].dtype
 
@@ -169,8 +173,10 @@ def open_frames(file: Any, stimulus: StimulusMapping, folder: Path, open_other: 
             raise SessionError(f"{where}: holds no frames")
         return Frames(where, _Images(where, [item[name] for name in names]), names, stimulus)
     if "external_file" in item and item["external_file"].size:
-        raise SessionError(f"{where}: its frames lie in a video file; decode them to FRAMES.npy, (T, H, W) uint8, and "
-                           "give `file: FRAMES.npy` in the mapping")  # fmt: skip
+        raise SessionError(
+            f"{where}: its frames lie in a video file; decode them to FRAMES.npy, (T, H, W) uint8, and "
+            "give `file: FRAMES.npy` in the mapping"
+        )
     return Frames(where, item["data"], frame_names(item), stimulus)
 
 

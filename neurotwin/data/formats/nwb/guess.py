@@ -18,16 +18,41 @@ from .mapping import Mapping, RoisMapping, SignalMapping, StimulusMapping, Units
 
 __all__ = ["frame_names", "guess", "image_order", "indexed", "is_presented", "roi_table"]
 
-_FRAME_COLUMNS = ("frame", "stimulus_frame", "frame_index", "movie_frame_index", "movie_frame", "image_index",
-                  "image_id", "image")  # fmt: skip
+_FRAME_COLUMNS = (
+    "frame",
+    "stimulus_frame",
+    "frame_index",
+    "movie_frame_index",
+    "movie_frame",
+    "image_index",
+    "image_id",
+    "image",
+)
 _BLOCK_COLUMNS = ("stimulus_block", "block", "block_index", "stimulus_block_id")
 _REPEAT_COLUMNS = ("repeat", "movie_repeat", "repeat_index", "stimulus_repeat", "repetition", "trial_repeat")
 _NAME_COLUMNS = ("stimulus_name", "image_set", "stimulus_template", "template", "movie", "movie_name", "stimulus")
 _QUALITY = ("isi_violations < 0.5", "amplitude_cutoff < 0.1", "presence_ratio > 0.9")
-_AREA_COLUMNS = ("location", "brain_area", "area", "region", "brain_region", "structure", "ecephys_structure_acronym",
-                 "beryl_location", "cosmos_location")  # fmt: skip
-_QUALITY_COLUMNS = ("quality", "label", "kilosort2_label", "ks_label", "KSLabel", "group", "cluster_group",
-                    "ibl_quality_score")  # fmt: skip
+_AREA_COLUMNS = (
+    "location",
+    "brain_area",
+    "area",
+    "region",
+    "brain_region",
+    "structure",
+    "ecephys_structure_acronym",
+    "beryl_location",
+    "cosmos_location",
+)
+_QUALITY_COLUMNS = (
+    "quality",
+    "label",
+    "kilosort2_label",
+    "ks_label",
+    "KSLabel",
+    "group",
+    "cluster_group",
+    "ibl_quality_score",
+)
 _ROI_ORDER = ("event", "deconv", "df", "dff", "trace", "fluor")
 _OWN_TABLES = ("intervals/trials", "intervals/epochs", "intervals/invalid_times")
 
@@ -75,15 +100,19 @@ def _no_movie(contents: Contents, stimulus: str, stimuli: list[StimulusMapping])
 
 
 def _external(path: str) -> str:
-    return (f"the frames of {path} lie in a video file; decode them to FRAMES.npy, (T, H, W) uint8, and give "
-            "`file: FRAMES.npy` in a mapping (`neurotwin inspect FILE.nwb` writes one)")  # fmt: skip
+    return (
+        f"the frames of {path} lie in a video file; decode them to FRAMES.npy, (T, H, W) uint8, and give "
+        "`file: FRAMES.npy` in a mapping (`neurotwin inspect FILE.nwb` writes one)"
+    )
 
 
 def _nothing_shown(contents: Contents) -> str:
     if contents.external:
         return _external(contents.external[0])
-    asked = "render the frames to FRAMES.npy, (N, H, W) uint8, and give a mapping with `file: FRAMES.npy`, the " \
-            "`table`, and the `frame` column that says which was shown (`neurotwin inspect FILE.nwb` lists tables)"  # fmt: skip
+    asked = (
+        "render the frames to FRAMES.npy, (N, H, W) uint8, and give a mapping with `file: FRAMES.npy`, the "
+        "`table`, and the `frame` column that says which was shown (`neurotwin inspect FILE.nwb` lists tables)"
+    )
     tables = [path for path, table in contents.tables.items() if path not in _OWN_TABLES and len(table)]
     parameters = [path for path in tables if _parameters(contents.tables[path])]
     trials = contents.tables.get("intervals/trials")
@@ -91,8 +120,10 @@ def _nothing_shown(contents: Contents) -> str:
         parameters = ["intervals/trials"]
     if parameters:
         columns = ", ".join(_parameters(contents.tables[parameters[0]]))
-        return (f"holds no movie: {', '.join(parameters)} gives parameters of what was shown ({columns}), but no "
-                f"frames; {asked}")  # fmt: skip
+        return (
+            f"holds no movie: {', '.join(parameters)} gives parameters of what was shown ({columns}), but no "
+            f"frames; {asked}"
+        )
     if contents.frames or tables:
         found = ", ".join([*contents.frames, *tables])
         return f"holds frames without times, or times without frames ({found}); {asked}"
@@ -183,10 +214,10 @@ def _alike(name: str, templates: dict[str, str]) -> str:
 
 
 def _frame_column(table: Table, group: Any) -> str:
-    if group is not None and "image_name" in table.columns and table.is_text("image_name"):
-        # Of an omitted flash Allen's tables give an index beyond the images, but a name that no image has.
-        if set(table.column("image_name").tolist()) & set(frame_names(group)):
-            return "image_name"
+    names = set(frame_names(group)) if group is not None else set()
+    # Of an omitted flash Allen's tables give an index beyond the images, but a name that no image has.
+    if names and "image_name" in table.columns and names & set(table.column("image_name").tolist()):
+        return "image_name"
     return next((name for name in _FRAME_COLUMNS if name in table.columns), "")
 
 
@@ -199,8 +230,9 @@ def _presented(contents: Contents, table: Table, path: str, name: str, where: li
         values = table.column(frame)
         if values.dtype.kind == "U" or not np.mean(np.isin(np.diff(values), (0, 1))) > 0.5:
             trials = "rows"  # images in no order, and not the frames of a movie
-    return StimulusMapping(name=name, series=path, table=table.path, where=where, frame=frame, block=block,
-                           repeat=repeat, trials=trials)  # fmt: skip
+    return StimulusMapping(
+        name=name, series=path, table=table.path, where=where, frame=frame, block=block, repeat=repeat, trials=trials
+    )
 
 
 def frame_names(group: Any) -> list[str]:

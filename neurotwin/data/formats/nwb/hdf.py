@@ -236,8 +236,10 @@ class Table:
         for condition in conditions:
             match = _CONDITION.match(condition)
             if match is None:
-                raise SessionError(f"condition {condition!r} of {self.path} is not COLUMN OPERATOR VALUE, "
-                                   "with one of < <= > >= == != in, such as 'presence_ratio > 0.9'")  # fmt: skip
+                raise SessionError(
+                    f"condition {condition!r} of {self.path} is not COLUMN OPERATOR VALUE, "
+                    "with one of < <= > >= == != in, such as 'presence_ratio > 0.9'"
+                )
             yield condition, _meets(self.column(match[1]), match[2], match[3], condition)
 
 
@@ -261,9 +263,11 @@ def _decoded(data: Any) -> np.ndarray:
 
 
 def _meets(values: np.ndarray, operator: str, given: str, condition: str) -> np.ndarray:
-    wanted = [part.strip().strip("'\"") for part in given.strip("[]()").split(",")] if "in" in operator else [
-        given.strip("'\"")
-    ]  # fmt: skip
+    wanted = (
+        [part.strip().strip("'\"") for part in given.strip("[]()").split(",")]
+        if "in" in operator
+        else [given.strip("'\"")]
+    )
     if values.dtype.kind == "U":
         if operator not in ("==", "!=", "in", "not in"):
             raise SessionError(f"condition {condition!r} orders text; use ==, != or in")

@@ -136,11 +136,13 @@ def load_mapping(path: Path) -> Mapping:
     except yaml.YAMLError as error:
         raise SessionError(f"mapping {path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
-        raise SessionError(f"mapping {path}: must hold keys such as `stimuli` and `units`; "
-                           "`neurotwin inspect FILE.nwb` writes one")  # fmt: skip
+        raise SessionError(
+            f"mapping {path}: must hold keys such as `stimuli` and `units`; `neurotwin inspect FILE.nwb` writes one"
+        )
     try:
         return Mapping.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        raise SessionError(f"mapping {path}: {'.'.join(map(str, first['loc']))}: {message}") from None
+        place = "".join(f"{part}." for part in first["loc"])[:-1]
+        raise SessionError(f"mapping {path}: {place}{': ' if place else ''}{message}") from None

@@ -43,8 +43,13 @@ def nwb_mapping(path: str | Path) -> str:
         parts = [_HEAD.format(path=path.name)]
         if problem:
             parts.append(f"# A session cannot be made of it by itself: the file {problem}.\n")
-        parts += [_stimuli(contents, plan), _clock(plan), _responses(contents, plan), _behavior(contents, plan),
-                  _others(contents, plan)]  # fmt: skip
+        parts += [
+            _stimuli(contents, plan),
+            _clock(plan),
+            _responses(contents, plan),
+            _behavior(contents, plan),
+            _others(contents, plan),
+        ]
     return "\n".join(part for part in parts if part)
 
 
@@ -61,13 +66,16 @@ def _stimuli(contents: Contents, plan: Mapping | None) -> str:
     frames += [f"{path} (IndexSeries, {len(series)} entries)" for path, series in contents.index.items()]
     frames += [f"{path} (in a video file; decode it to .npy and give `file`)" for path in contents.external]
     out = _listed("Frames (for `series`):", frames)
-    out += _listed("Tables (for `table`, `trials`, `types` and `exclude`), with their columns:", [
-        f"{path} ({len(table)} rows): {', '.join(table.columns)}" for path, table in contents.tables.items()
-    ])  # fmt: skip
-    out += ("# Each stimulus: `name` of its type; `series` with its frames (`file` where they lie in another one);\n"
-            "# `table` and its columns `frame`, `block`, `repeat`, and conditions `where` on its rows; `trials`, which\n"
-            "# are pieces, rows, one, or a table; `scale: 255` for a movie from 0 to 1; `swap_axes: true` where frames\n"
-            "# are stored as (W, H).\n")  # fmt: skip
+    out += _listed(
+        "Tables (for `table`, `trials`, `types` and `exclude`), with their columns:",
+        [f"{path} ({len(table)} rows): {', '.join(table.columns)}" for path, table in contents.tables.items()],
+    )
+    out += (
+        "# Each stimulus: `name` of its type; `series` with its frames (`file` where they lie in another one);\n"
+        "# `table` and its columns `frame`, `block`, `repeat`, and conditions `where` on its rows; `trials`, which\n"
+        "# are pieces, rows, one, or a table; `scale: 255` for a movie from 0 to 1; `swap_axes: true` where frames\n"
+        "# are stored as (W, H).\n"
+    )
     if plan is None:
         return (
             out + "stimuli: []  # one entry or more, such as {name: movie, file: FRAMES.npy, table: intervals/trials}\n"
@@ -76,25 +84,31 @@ def _stimuli(contents: Contents, plan: Mapping | None) -> str:
 
 
 def _clock(plan: Mapping | None) -> str:
-    return ("# Bins a second, in Hz. Null: one bin a frame where all last equally long, else as the shortest.\n"
-            "bin_rate: null\n"
-            "# Blanks of up to so many seconds between frames become blank bins of the same trial.\n"
-            "fill_gaps: 0.0\n"
-            "# Grey level of a blank. Null: 127, or 0.5 for frames from 0 to 1.\n"
-            "blank: null\n"
-            "# Stimulus types from a table: {table: intervals/epochs, column: tags}.\n"
-            "types: null\n")  # fmt: skip
+    return (
+        "# Bins a second, in Hz. Null: one bin a frame where all last equally long, else as the shortest.\n"
+        "bin_rate: null\n"
+        "# Blanks of up to so many seconds between frames become blank bins of the same trial.\n"
+        "fill_gaps: 0.0\n"
+        "# Grey level of a blank. Null: 127, or 0.5 for frames from 0 to 1.\n"
+        "blank: null\n"
+        "# Stimulus types from a table: {table: intervals/epochs, column: tags}.\n"
+        "types: null\n"
+    )
 
 
 def _responses(contents: Contents, plan: Mapping | None) -> str:
     out = ""
     for path, table in contents.units.items():
         out += _listed(f"Units {path} ({len(table)}), with columns for `where`, `ids` and `labels`:", _columns(table))
-    out += _listed("Imaging responses (for `rois: {series: [...]}` in the place of `units`):", [
-        f"{path} ({'x'.join(map(str, series.data.shape))})" for path, series in contents.rois.items()
-        if series.data is not None
-    ])  # fmt: skip
-    out += "# Conditions: COLUMN < VALUE, and > <= >= == !=, or COLUMN in [A, B]. Units that do not meet all are left out.\n"
+    out += _listed(
+        "Imaging responses (for `rois: {series: [...]}` in the place of `units`):",
+        [
+            f"{path} ({'x'.join(map(str, series.data.shape))})"
+            for path, series in contents.rois.items()
+            if series.data is not None
+        ],
+    )
+    out += "# Conditions: COLUMN < VALUE, and > <= >= == !=, or COLUMN in [A, B]. A unit must meet all of them.\n"
     if plan is None:
         return out + "units: {table: units}\n"
     key = "units" if plan.units is not None else "rois"
@@ -122,9 +136,11 @@ def _columns(table: Table) -> list[str]:
 
 
 def _behavior(contents: Contents, plan: Mapping | None) -> str:
-    out = "# Behaviour: `continuous` signals are interpolated, `events` are counted per bin, and of `intervals` the\n" \
-          "# covered part of a bin is taken. Bins in which a signal is not known are not valid: leave out what you do\n" \
-          "# not need.\n"  # fmt: skip
+    out = (
+        "# Behaviour: `continuous` signals are interpolated, `events` are counted per bin, and of `intervals` the\n"
+        "# covered part of a bin is taken. Bins in which a signal is not known are not valid: leave out what you do\n"
+        "# not need.\n"
+    )
     acquired = [f"{path} ({signal.kind})" for path, signal in contents.acquired.items()]
     out += _listed("Raw signals of the acquisition, taken only where they are named:", acquired)
     found = plan.behavior if plan else {}

@@ -10,22 +10,35 @@ from .contents import Contents, list_contents, series_at
 from .frames import open_frames
 from .guess import guess
 from .hdf import Table, open_nwb, text
+from .imaging import imaging_rate, roi_responses
 from .mapping import Mapping, load_mapping
-from .signals import Responses, covered, on_bins, roi_responses, spike_counts
+from .signals import Responses, covered, on_bins, spike_counts
 from .stimulus import Bins, Shown, bins_of, presented, stream
 from .trials import by_intervals, cut_trials, number_repeats
 
 __all__ = ["read_nwb"]
 
 _LEAST_KNOWN = 0.5  # part of the bins in which a signal that nobody asked for must be known
-_INFO = {"lab": "general/lab", "institution": "general/institution", "session": "general/session_id",
-         "description": "session_description", "identifier": "identifier"}  # fmt: skip
+_INFO = {
+    "lab": "general/lab",
+    "institution": "general/institution",
+    "session": "general/session_id",
+    "description": "session_description",
+    "identifier": "identifier",
+}
 
 
 def read_nwb(
-    path: Path, file: Any, *, name: str, subject: str, stimulus: str, mapping: Path | None, scale: float | None,
+    path: Path,
+    file: Any,
+    *,
+    name: str,
+    subject: str,
+    stimulus: str,
+    mapping: Path | None,
+    scale: float | None,
     bin_rate: float | None,
-) -> Session:  # fmt: skip
+) -> Session:
     """The session of an open file; see :class:`neurotwin.data.formats.nwb.NWB` for the options.
 
     Raises
@@ -42,7 +55,7 @@ def read_nwb(
     for one in plan.stimuli:
         shown.append(presented(one, open_frames(file, one, folder, _open_other), file))
         notes += shown[-1].notes
-    bins = bins_of(shown, plan, bin_rate)
+    bins = bins_of(shown, plan, bin_rate or plan.bin_rate or _slower_imaging(file, plan, shown, notes))
     notes += cut_trials(bins, shown, contents.tables)
     number_repeats(bins, shown)
     valid = _seen(bins, shown, notes) & ~_excluded(bins, plan, contents, notes)
@@ -57,24 +70,63 @@ def read_nwb(
         valid &= np.isfinite(values).reshape(len(valid), -1).all(axis=1)
     notes += _left_out(contents, plan)
     return _session(
-        file, bins, shown, plan, responses, name=name, subject=subject, valid=valid & responses.valid,
-        behavior={key: np.nan_to_num(values, posinf=0.0, neginf=0.0) for key, values in behavior.items()}, notes=notes,
-    )  # fmt: skip
+        file,
+        bins,
+        shown,
+        plan,
+        responses,
+        name=name,
+        subject=subject,
+        valid=valid & responses.valid,
+        behavior={key: np.nan_to_num(values, posinf=0.0, neginf=0.0) for key, values in behavior.items()},
+        notes=notes,
+    )
 
 
 def _session(
-    file: Any, bins: Bins, shown: list[Shown], plan: Mapping, responses: Responses, *, name: str, subject: str,
+    file: Any,
+    bins: Bins,
+    shown: list[Shown],
+    plan: Mapping,
+    responses: Responses,
+    *,
+    name: str,
+    subject: str,
     **values: Any,
-) -> Session:  # fmt: skip
+) -> Session:
     if not subject and "general/subject/subject_id" in file:
         subject = text(file["general/subject/subject_id"][()])
     info = {key: text(file[place][()]) for key, place in _INFO.items() if place in file}
     return Session(
-        name=name, subject=subject, stimulus=stream(bins, shown, plan.blank), responses=responses.values,
-        bin_rate=1 / bins.duration, unit_ids=responses.ids, trial=bins.trial, stimulus_type=bins.type,
-        repeat_id=bins.repeat, time=bins.time, unit_labels=responses.labels, unit_positions=responses.positions,
-        info=info, **values,
-    )  # fmt: skip
+        name=name,
+        subject=subject,
+        stimulus=stream(bins, shown, plan.blank),
+        responses=responses.values,
+        bin_rate=1 / bins.duration,
+        unit_ids=responses.ids,
+        trial=bins.trial,
+        stimulus_type=bins.type,
+        repeat_id=bins.repeat,
+        time=bins.time,
+        unit_labels=responses.labels,
+        unit_positions=responses.positions,
+        info=info,
+        **values,
+    )
+
+
+def _slower_imaging(file: Any, plan: Mapping, shown: list[Shown], notes: list[str]) -> float | None:
+    """The rate of imaging where it is clearly slower than the frames: bins between two samples would tell nothing."""
+    rate = imaging_rate(file, plan.rois) if plan.rois is not None else None
+    fastest = 1 / min(one.duration for one in shown)
+    # Single images last as long as they do: their bins are presentations.
+    if rate is None or rate > 0.7 * fastest or any(one.mapping.trials == "rows" for one in shown):
+        return None
+    notes.append(
+        f"bins follow the imaging ({rate:.4g} Hz) and not the frames ({fastest:.4g} Hz), of which each bin shows the "
+        "one at its middle; give --bin_rate for other bins"
+    )
+    return rate
 
 
 def _open_other(path: Path) -> Any:
@@ -109,8 +161,10 @@ def _seen(bins: Bins, shown: list[Shown], notes: list[str]) -> np.ndarray:
         if bad.any():
             notes.append(f"{int(bad.sum())} bins of {one.mapping.name!r} are not valid: their frames hold NaN")
         if one.frames.dtype == np.float32 and one.frames.largest <= 1:
-            notes.append(f"frames of {one.mapping.name!r} are numbers up to 1 and are kept as they are; with "
-                         "`scale: 255` they become grey levels")  # fmt: skip
+            notes.append(
+                f"frames of {one.mapping.name!r} are numbers up to 1 and are kept as they are; with "
+                "`scale: 255` they become grey levels"
+            )
     return valid
 
 
@@ -129,8 +183,10 @@ def _excluded(bins: Bins, plan: Mapping, contents: Contents, notes: list[str]) -
 
 def _table(contents: Contents, path: str, key: str) -> Table:
     if path not in contents.tables:
-        raise SessionError(f"`{key}` of its mapping: there is no table {path!r} with start_time and stop_time; there "
-                           f"are {', '.join(contents.tables) or 'none'}")  # fmt: skip
+        raise SessionError(
+            f"`{key}` of its mapping: there is no table {path!r} with start_time and stop_time; there "
+            f"are {', '.join(contents.tables) or 'none'}"
+        )
     return contents.tables[path]
 
 
@@ -160,8 +216,10 @@ def _behavior(bins: Bins, plan: Mapping, file: Any, notes: list[str], *, asked: 
             continue
         known = float(np.isfinite(values).reshape(len(values), -1).all(axis=1).mean())
         if known < _LEAST_KNOWN and not asked:
-            notes.append(f"behaviour {key!r} is left out: it is known in {known:.0%} of the bins only, and bins in "
-                         "which a signal is not known are not valid; name it in a mapping to take it")  # fmt: skip
+            notes.append(
+                f"behaviour {key!r} is left out: it is known in {known:.0%} of the bins only, and bins in "
+                "which a signal is not known are not valid; name it in a mapping to take it"
+            )
             continue
         found[key] = values
         if known < 1:
@@ -175,20 +233,35 @@ def _left_out(contents: Contents, plan: Mapping) -> list[str]:
     used |= {one.trials for one in plan.stimuli} | ({plan.types.table} if plan.types else set())
     series = {one.series for one in plan.stimuli}
     tables = [path for path, table in contents.tables.items() if path not in used and len(table)]
-    notes = [f"{path} ({len(contents.tables[path])} rows) is left out: no frames belong to it" for path in tables
-             if path not in ("intervals/epochs", "intervals/trials")]  # fmt: skip
-    notes += [f"{path} is left out: it cuts no trials and names no types in the mapping" for path in tables
-              if path in ("intervals/epochs", "intervals/trials")]  # fmt: skip
+    notes = [
+        f"{path} ({len(contents.tables[path])} rows) is left out: no frames belong to it"
+        for path in tables
+        if path not in ("intervals/epochs", "intervals/trials")
+    ]
+    notes += [
+        f"{path} is left out: it cuts no trials and names no types in the mapping"
+        for path in tables
+        if path in ("intervals/epochs", "intervals/trials")
+    ]
     if not any(path in contents.index for path in series):
-        notes += [f"the frames {path} are left out: no stimulus of the mapping names them"
-                  for path in contents.frames if path not in series]  # fmt: skip
+        notes += [
+            f"the frames {path} are left out: no stimulus of the mapping names them"
+            for path in contents.frames
+            if path not in series
+        ]
     notes += [f"the frames of {path} are left out: they lie in a video file" for path in contents.external]
     taken = set(plan.rois.series if plan.rois else ())
     notes += [f"the responses {path} are left out: others were taken" for path in contents.rois if path not in taken]
     if plan.units is not None:
-        notes += [f"the units of {path} are left out: others were taken" for path in contents.units
-                  if path != plan.units.table]  # fmt: skip
+        notes += [
+            f"the units of {path} are left out: others were taken"
+            for path in contents.units
+            if path != plan.units.table
+        ]
     signals = {one.series for one in plan.behavior.values()}
-    notes += [f"{path} is left out: the mapping does not name it as behaviour"
-              for path in (*contents.signals, *contents.acquired) if path not in signals]  # fmt: skip
+    notes += [
+        f"{path} is left out: the mapping does not name it as behaviour"
+        for path in (*contents.signals, *contents.acquired)
+        if path not in signals
+    ]
     return notes

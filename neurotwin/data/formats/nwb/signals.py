@@ -1,18 +1,16 @@
 """Responses and behaviour on the clock of the bins."""
 
 import tempfile
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ...session import SessionError, Streamed
 from .contents import Signal
-from .guess import roi_table
 from .hdf import Series, Table
-from .mapping import RoisMapping, UnitsMapping
+from .mapping import UnitsMapping
 
-__all__ = ["Responses", "covered", "on_bins", "roi_responses", "spike_counts"]
+__all__ = ["Responses", "bin_ends", "chosen_rows", "covered", "on_bins", "spike_counts", "unit_ids", "unit_labels"]
 
 _SAMPLES = 1 << 19  # of a signal, read at a time
 _IN_MEMORY = 1 << 26  # bytes of counts above which they are kept in a temporary file
@@ -58,13 +56,13 @@ def spike_counts(file: Any, mapping: UnitsMapping, time: np.ndarray, duration: f
     table = Table(file[mapping.table])
     if "spike_times_index" not in table.group:
         raise SessionError(f"table {mapping.table!r} has no spike_times_index, so nothing says whose spikes they are")
-    rows, notes = _chosen(table, mapping.where, np.arange(len(table)), "units")
-    times = table.group["spike_times"]
+    rows, notes = chosen_rows(table, mapping.where, np.arange(len(table)), "units")
+    times, ends = table.group["spike_times"], bin_ends(time, duration)
     store, valid, partly = _Store(len(time), len(rows)), np.ones(len(time), bool), 0
     for row in rows:
         spikes = np.asarray(times[table.rows("spike_times", row)], np.float64)
         spikes = np.sort(spikes[np.isfinite(spikes)])
-        counts = np.searchsorted(spikes, time + duration) - np.searchsorted(spikes, time)
+        counts = np.searchsorted(spikes, ends) - np.searchsorted(spikes, time)
         store.write(np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16))
         if "obs_intervals_index" in table.group:
             intervals = np.asarray(table.group["obs_intervals"][table.rows("obs_intervals", row)]).reshape(-1, 2)
@@ -72,44 +70,15 @@ def spike_counts(file: Any, mapping: UnitsMapping, time: np.ndarray, duration: f
             partly += int(len(intervals) > 0 and not seen.all())
             valid &= seen if len(intervals) else True
     if partly:
-        notes.append(f"{partly} units were not observed in all bins (obs_intervals): {int((~valid).sum())} bins in "
-                     "which a unit was not observed are not valid; leave such units out by `where` to keep the bins")  # fmt: skip
-    responses = Responses(store.streamed(), _ids(table, mapping.ids, rows, notes), valid, notes)
+        notes.append(
+            f"{partly} units were not observed in all bins (obs_intervals): {int((~valid).sum())} bins in "
+            "which a unit was not observed are not valid; leave such units out by `where` to keep the bins"
+        )
+    responses = Responses(store.streamed(), unit_ids(table, mapping.ids, rows, notes), valid, notes)
     electrode = _electrodes(file, table, rows)
     for name, column in mapping.labels.items():
-        responses.labels[name] = _labels(file, table, column, rows, electrode)
+        responses.labels[name] = unit_labels(file, table, column, rows, electrode)
     responses.positions = _positions(file, electrode)
-    return responses
-
-
-def roi_responses(file: Any, mapping: RoisMapping, time: np.ndarray, duration: float) -> Responses:
-    """Sample imaging responses at the bins.
-
-    Where a bin holds at least 1.5 samples on average, their mean is taken; else the signal is interpolated linearly at
-    the middle of the bin.
-
-    Raises
-    ------
-    SessionError
-        If there is no such series, or its shape does not agree with its times.
-    """
-    parts = [_plane(file, path, mapping, time, duration) for path in mapping.series]
-    values = Streamed(
-        (len(time), sum(part.values.shape[1] for part in parts)),
-        np.dtype(np.float32),
-        lambda start, stop: np.concatenate([part.values.read(start, stop) for part in parts], axis=1),
-    )
-    notes = [note for part in parts for note in part.notes]
-    ids = np.concatenate([part.ids for part in parts])
-    if len(np.unique(ids)) < len(ids):
-        notes.append("ids of regions repeat over planes; they are numbered from 0 instead")
-        ids = np.arange(len(ids))
-    valid = np.logical_and.reduce([part.valid for part in parts])
-    responses = Responses(values, ids, valid, notes)
-    for name in parts[0].labels:
-        responses.labels[name] = np.concatenate([part.labels[name] for part in parts])
-    if len(parts) > 1:
-        responses.labels["plane"] = np.repeat(mapping.series, [part.values.shape[1] for part in parts])
     return responses
 
 
@@ -134,7 +103,21 @@ def on_bins(signal: Signal, time: np.ndarray, duration: float) -> np.ndarray:
         pairs = np.stack([events[starts], events[starts + 1]], axis=1)
         return covered(pairs, time, duration).astype(np.float32)
     events = np.sort(events[np.isfinite(events)])
-    return (np.searchsorted(events, time + duration) - np.searchsorted(events, time)).astype(np.float32)
+    return (np.searchsorted(events, bin_ends(time, duration)) - np.searchsorted(events, time)).astype(np.float32)
+
+
+def bin_ends(time: np.ndarray, duration: float) -> np.ndarray:
+    """End of every bin, s: the start of the next one where that is where it should be, up to a tenth of a bin.
+
+    A spike on the border of two bins is then counted once, whatever rounding or jitter of the screen there is.
+
+    Examples
+    --------
+    >>> bin_ends(np.array([0.0, 1.01, 2.0, 4.0]), 1.0).tolist()
+    [1.01, 2.0, 3.0, 5.0]
+    """
+    ends = time + duration
+    return np.where(np.abs(np.append(time[1:], np.inf) - ends) < 0.1 * duration, np.append(time[1:], np.inf), ends)
 
 
 class _Store:
@@ -171,7 +154,7 @@ class _Store:
             self._file.close()
 
 
-def _chosen(table: Table, where: list[str], rows: np.ndarray, what: str) -> tuple[np.ndarray, list[str]]:
+def chosen_rows(table: Table, where: list[str], rows: np.ndarray, what: str) -> tuple[np.ndarray, list[str]]:
     """Those of `rows` that meet all conditions, and a note for each condition that left some out."""
     keep, notes = np.ones(len(rows), bool), []
     for condition, met in table.select(where):
@@ -180,12 +163,14 @@ def _chosen(table: Table, where: list[str], rows: np.ndarray, what: str) -> tupl
             notes.append(f"{int(out.sum())} of {len(rows)} {what} are left out: they do not meet {condition!r}")
         keep &= met[rows]
     if not keep.any():
-        raise SessionError(f"none of the {len(rows)} {what} of {table.path} meets {', '.join(where) or 'anything'}; "
-                           "change `where` in a mapping (`neurotwin inspect FILE.nwb` writes one)")  # fmt: skip
+        raise SessionError(
+            f"none of the {len(rows)} {what} of {table.path} meets {', '.join(where) or 'anything'}; "
+            "change `where` in a mapping (`neurotwin inspect FILE.nwb` writes one)"
+        )
     return rows[keep], notes
 
 
-def _ids(table: Table, column: str, rows: np.ndarray, notes: list[str]) -> np.ndarray:
+def unit_ids(table: Table, column: str, rows: np.ndarray, notes: list[str]) -> np.ndarray:
     ids = table.ids if column == "id" else table.column(column)
     ids = ids[rows]
     if ids.dtype.kind == "f":
@@ -214,7 +199,7 @@ def _electrodes(file: Any, table: Table, rows: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _labels(file: Any, table: Table, column: str, rows: np.ndarray, electrode: np.ndarray | None) -> np.ndarray:
+def unit_labels(file: Any, table: Table, column: str, rows: np.ndarray, electrode: np.ndarray | None) -> np.ndarray:
     if not column.startswith("electrodes/"):
         values = table.column(column)[rows]
         return np.asarray([f"{value:g}" if values.dtype.kind == "f" else str(value) for value in values], str)
@@ -232,112 +217,6 @@ def _positions(file: Any, electrode: np.ndarray | None) -> np.ndarray | None:
         return None
     found = np.stack([table.column(axis).astype(np.float32)[electrode] for axis in "xyz"], axis=1)
     return found if np.isfinite(found).all() and np.ptp(found, axis=0).any() else None
-
-
-def _plane(file: Any, path: str, mapping: RoisMapping, time: np.ndarray, duration: float) -> Responses:
-    if path not in file or "data" not in file[path]:
-        raise SessionError(f"has no RoiResponseSeries {path!r}")
-    series = Series.of_group(file[path])
-    data, region = series.data, file[path].get("rois")
-    n_rois = len(region) if region is not None else (data.shape[1] if data.ndim == 2 else 1)
-    n_times = len(series.times) if series.times is not None else None
-    # Some writers store regions first, against the schema; the number of times or of regions gives them away.
-    turned = data.ndim == 2 and data.shape[1] != n_rois and data.shape[0] == n_rois
-    if n_times is None:
-        n_times = data.shape[1] if turned else data.shape[0]
-    if (data.shape[1] if turned else data.shape[0]) != n_times:
-        raise SessionError(f"{path}: has shape {data.shape} where {n_times} times of {n_rois} regions are expected")
-
-    def load(start: int, stop: int) -> np.ndarray:
-        values = np.asarray(data[:, start:stop].T if turned else data[start:stop], np.float64)
-        return values.reshape(len(values), -1)
-
-    own = series.time(0, n_times) if series.times is not None else series.start + np.arange(n_times) / series.rate
-    if not (np.diff(own) > 0).all():
-        raise SessionError(f"{path}: its times run backwards, repeat or hold NaN")
-    table = roi_table(series, file)
-    columns, notes = np.arange(n_rois), []
-    if table is not None:
-        rows = np.asarray(region[:], np.int64)
-        kept, notes = _chosen(table, mapping.where, rows, "regions")
-        columns = np.flatnonzero(np.isin(rows, kept))
-    elif mapping.where:
-        raise SessionError(f"{path}: no table describes its regions, so `where` cannot choose some")
-    missing, empty = _missing(load, n_times, n_rois)
-    if empty[columns].any():
-        notes.append(f"{int(empty[columns].sum())} regions of {path} are left out: they hold only NaN")
-        columns = columns[~empty[columns]]
-    if not len(columns):
-        raise SessionError(f"{path}: no region holds numbers")
-    sampler = _Sampler(own, load, columns, time, duration)
-    valid = sampler.valid(missing)
-    if not valid.all():
-        notes.append(f"{int((~valid).sum())} bins are not valid: {path} has no samples there, or holds NaN")
-    ids = columns if table is None else _ids(table, mapping.ids, np.asarray(region[:], np.int64)[columns], notes)
-    part = Responses(sampler.streamed(), ids, valid, notes)
-    if table is not None:
-        for name, column in mapping.labels.items():
-            part.labels[name] = _labels(file, table, column, np.asarray(region[:], np.int64)[columns], None)
-    return part
-
-
-def _missing(load: Callable[[int, int], np.ndarray], length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which samples hold NaN in a region that is not empty, and which regions hold nothing else."""
-    step = max(1, _SAMPLES * 4 // max(1, width))
-    known = np.zeros(width, bool)
-    for start in range(0, length, step):
-        known |= np.isfinite(load(start, start + step)).any(axis=0)
-    missing = np.zeros(length, bool)
-    for start in range(0, length, step):
-        missing[start : start + step] = ~np.isfinite(load(start, start + step)[:, known]).all(axis=1)
-    return missing, ~known
-
-
-class _Sampler:
-    """A signal with times of its own, sampled at bins block by block."""
-
-    def __init__(
-        self, own: np.ndarray, load: Callable[[int, int], np.ndarray], columns: np.ndarray, time: np.ndarray,
-        duration: float,
-    ) -> None:  # fmt: skip
-        self.own, self.load, self.columns, self.middle = own, load, columns, time + duration / 2
-        step = float(np.median(np.diff(own))) if len(own) > 1 else duration
-        self.mean = duration >= 1.5 * step
-        self.low = np.searchsorted(own, time if self.mean else self.middle, side="left" if self.mean else "right")
-        if self.mean:
-            self.high = np.searchsorted(own, time + duration)
-            self.inside = self.high > self.low
-        else:
-            self.low = np.clip(self.low - 1, 0, max(0, len(own) - 2))
-            self.high = np.minimum(self.low + 2, len(own))
-            # Where imaging paused there is nothing to interpolate between.
-            steps = own[self.high - 1] - own[self.low]
-            self.inside = (self.middle >= own[0]) & (self.middle <= own[-1] + step / 2) & (steps < 3 * step)
-
-    def valid(self, missing: np.ndarray) -> np.ndarray:
-        """(T,) whether a bin has samples and none of them is missing."""
-        before = np.concatenate([[0], np.cumsum(missing)])
-        return self.inside & (before[self.high] == before[self.low])
-
-    def streamed(self) -> Streamed:
-        return Streamed((len(self.middle), len(self.columns)), np.dtype(np.float32), self.read)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        out = np.zeros((stop - start, len(self.columns)), np.float32)
-        mine = np.flatnonzero(self.inside[start:stop]) + start
-        if not len(mine):
-            return out
-        first, last = int(self.low[mine].min()), int(self.high[mine].max())
-        values = np.nan_to_num(self.load(first, last)[:, self.columns], posinf=0.0, neginf=0.0)
-        low, high = self.low[mine] - first, self.high[mine] - first
-        if self.mean:
-            sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
-            out[mine - start] = (sums[high] - sums[low]) / (high - low)[:, None]
-        else:
-            left, right = self.own[self.low[mine]], self.own[self.high[mine] - 1]
-            part = np.clip((self.middle[mine] - left) / np.where(right > left, right - left, 1.0), 0, 1)[:, None]
-            out[mine - start] = values[low] * (1 - part) + values[high - 1] * part
-        return out
 
 
 def covered(intervals: np.ndarray, time: np.ndarray, duration: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from .mapping import Mapping, StimulusMapping
 __all__ = ["Bins", "Shown", "bins_of", "presented", "stream"]
 
 _BLANK = -1
+_DROPPED = 2.5  # frames that may be missing within a piece; where more are, there was a blank
 _SAME_RATE = 1.05  # frames of stimuli whose rates differ by less share a clock of frames
 
 
@@ -59,7 +60,6 @@ class Bins:
     source: np.ndarray
     frame: np.ndarray
     piece: np.ndarray
-    row: np.ndarray
     type: np.ndarray
     trial: np.ndarray
     repeat: np.ndarray
@@ -90,14 +90,16 @@ def presented(stimulus: StimulusMapping, frames: Frames, file: Any) -> Shown:
         raise SessionError(f"stimulus {stimulus.name!r}: has {len(start)} frame with a time, so no rate is known")
     steps = np.diff(start)
     if not (steps > 0).all():
-        raise SessionError(f"stimulus {stimulus.name!r}: its times run backwards or repeat at frame "
-                           f"{int(np.argmin(steps > 0)) + 1}; correct them, or give a `table`")  # fmt: skip
+        raise SessionError(
+            f"stimulus {stimulus.name!r}: its times run backwards or repeat at frame "
+            f"{int(np.argmin(steps > 0)) + 1}; correct them, or give a `table`"
+        )
     duration = float(np.median(steps))
-    gap = np.concatenate([[False], steps > 1.5 * duration])
+    gap = np.concatenate([[False], steps > (1 + _DROPPED) * duration])
     stop = start + duration
     if indices:
         stop[:-1] = start[1:]
-        gap |= np.concatenate([[False], ~np.isin(np.diff(frame), (0, 1))])
+        gap |= _jumps(frame)
     _check_frames(stimulus, frames, frame)
     return Shown(stimulus, frames, start, stop, frame, np.cumsum(gap), duration, indices, notes)
 
@@ -127,11 +129,11 @@ def _by_rows(stimulus: StimulusMapping, frames: Frames, file: Any) -> Shown:
         return _whole_movies(stimulus, frames, start, stop, notes)
     frame = _frame_numbers(stimulus, frames, table, notes)[rows]
     duration = float(np.median(stop - start))
-    new |= np.concatenate([[False], start[1:] - stop[:-1] > 0.5 * duration])
+    new |= np.concatenate([[False], start[1:] - stop[:-1] > _DROPPED * duration])
     if stimulus.trials == "rows":
         new[:] = True
     else:
-        new |= np.concatenate([[False], ~np.isin(np.diff(frame), (0, 1))])
+        new |= _jumps(frame)
     _check_overlap(stimulus, start, stop, duration)
     _check_frames(stimulus, frames, frame)
     return Shown(stimulus, frames, start, stop, frame, np.cumsum(new), duration, True, notes)
@@ -145,8 +147,10 @@ def _whole_movies(
     step = (stop - start) / count
     _check_overlap(stimulus, start, stop, float(np.median(step)))
     begin = (start[:, None] + step[:, None] * np.arange(count)).reshape(-1)
-    notes.append(f"stimulus {stimulus.name!r}: no column says which frame was shown; each of {rows} rows of "
-                 f"{stimulus.table} is taken to play all {count} frames")  # fmt: skip
+    notes.append(
+        f"stimulus {stimulus.name!r}: no column says which frame was shown; each of {rows} rows of "
+        f"{stimulus.table} is taken to play all {count} frames"
+    )
     frame, piece = np.tile(np.arange(count), rows), np.repeat(np.arange(rows), count)
     end = begin + np.repeat(step, count)
     return Shown(stimulus, frames, begin, end, frame, piece, float(np.median(step)), True, notes)
@@ -163,25 +167,37 @@ def _frame_numbers(stimulus: StimulusMapping, frames: Frames, table: Table, note
     number = {name: index for index, name in enumerate(frames.names)}
     known = np.asarray([value in number for value in values])
     if not known.any():
-        raise SessionError(f"column {stimulus.frame!r} of {stimulus.table} names no image of {frames.where} "
-                           f"({', '.join(frames.names[:5]) or 'whose images have no names'})")  # fmt: skip
+        raise SessionError(
+            f"column {stimulus.frame!r} of {stimulus.table} names no image of {frames.where} "
+            f"({', '.join(frames.names[:5]) or 'whose images have no names'})"
+        )
     if not known.all():
         others = ", ".join(sorted(set(values[~known].tolist()))[:5])
         notes.append(f"{stimulus.table}: {int((~known).sum())} rows name no image ({others}) and are blanks")
     return np.asarray([number.get(value, _BLANK) for value in values], np.int64)
 
 
+def _jumps(frame: np.ndarray) -> np.ndarray:
+    """(N,) whether a frame does not continue the one before: a movie begins again, or another part of it."""
+    steps = np.diff(frame)
+    return np.concatenate([[False], (steps < 0) | (steps > 1 + _DROPPED)])
+
+
 def _check_frames(stimulus: StimulusMapping, frames: Frames, frame: np.ndarray) -> None:
     if len(frame) and frame.max() >= len(frames):
-        raise SessionError(f"stimulus {stimulus.name!r}: frame {frame.max()} was shown, but {frames.where} has "
-                           f"{len(frames)}, counted from 0; leave such rows out by `where`, or correct them")  # fmt: skip
+        raise SessionError(
+            f"stimulus {stimulus.name!r}: frame {frame.max()} was shown, but {frames.where} has "
+            f"{len(frames)}, counted from 0; leave such rows out by `where`, or correct them"
+        )
 
 
 def _check_overlap(stimulus: StimulusMapping, start: np.ndarray, stop: np.ndarray, duration: float) -> None:
     late = np.flatnonzero(start[1:] < stop[:-1] - 0.5 * min(duration, float(np.min(stop - start))))
     if len(late):
-        raise SessionError(f"stimulus {stimulus.name!r}: {len(late)} rows of {stimulus.table} begin before the row "
-                           f"before has ended (first at {start[late[0] + 1]:.3f} s); choose rows by `where`")  # fmt: skip
+        raise SessionError(
+            f"stimulus {stimulus.name!r}: {len(late)} rows of {stimulus.table} begin before the row "
+            f"before has ended (first at {start[late[0] + 1]:.3f} s); choose rows by `where`"
+        )
 
 
 def bins_of(shown: list[Shown], mapping: Mapping, bin_rate: float | None) -> Bins:
@@ -197,33 +213,36 @@ def bins_of(shown: list[Shown], mapping: Mapping, bin_rate: float | None) -> Bin
         If stimuli overlap in time, or presentations differ in length and no rate is given.
     """
     lengths = [one.duration for one in shown]
-    rate = bin_rate or mapping.bin_rate
+    rate = bin_rate
     framewise = rate is None or all(abs(rate * length - 1) < 0.01 for length in lengths)
     if framewise and max(lengths) > _SAME_RATE * min(lengths):
         framewise, rate = False, 1 / min(lengths)
     for one in shown if framewise else ():
         low, high = np.quantile(one.stop - one.start, (0.1, 0.9))
-        if high > 1.5 * low:
-            raise SessionError(f"stimulus {one.mapping.name!r}: presentations last between {low:.3g} and {high:.3g} s; "
-                               "give --bin_rate, bins a second in Hz")  # fmt: skip
+        if high > 1.3 * low:
+            raise SessionError(
+                f"stimulus {one.mapping.name!r}: presentations last between {low:.3g} and {high:.3g} s; "
+                "give --bin_rate, bins a second in Hz"
+            )
     source = np.concatenate([np.full(len(one.start), number) for number, one in enumerate(shown)])
     start, stop, frame = (np.concatenate([getattr(one, key) for one in shown]) for key in ("start", "stop", "frame"))
     offsets = np.cumsum([0] + [int(one.piece[-1]) + 1 for one in shown])
     piece = np.concatenate([one.piece + first for one, first in zip(shown, offsets[:-1], strict=True)])
-    row = np.arange(len(start))
     order = np.argsort(start, kind="stable")
-    source, start, stop, frame, piece, row = (a[order] for a in (source, start, stop, frame, piece, row))
+    source, start, stop, frame, piece = (a[order] for a in (source, start, stop, frame, piece))
     shortest = min(lengths)
     for first, second in pairwise(np.flatnonzero(np.diff(source, prepend=-1) != 0)) if len(shown) > 1 else ():
         if start[second] < stop[first:second].max() - 0.5 * shortest:
             names = [shown[source[n]].mapping.name for n in (first, second)]
-            raise SessionError(f"{names[0]!r} and {names[1]!r} were shown at the same time ({start[second]:.3f} s); "
-                               "choose one with --stimulus, or write a mapping")  # fmt: skip
+            raise SessionError(
+                f"{names[0]!r} and {names[1]!r} were shown at the same time ({start[second]:.3f} s); "
+                "choose one with --stimulus, or write a mapping"
+            )
     if framewise and not mapping.fill_gaps:
         duration = float(np.median(stop - start)) if len(shown) > 1 else lengths[0]
-        bins = Bins(start, duration, source, frame, piece, row, *_unset(len(start)))
+        bins = Bins(start, duration, source, frame, piece, *_unset(len(start)))
     else:
-        bins = _regular(start, stop, source, frame, piece, row, 1 / (rate or 1 / shortest), mapping.fill_gaps)
+        bins = _regular(start, stop, source, frame, piece, 1 / (rate or 1 / shortest), mapping.fill_gaps)
     bins.type = np.asarray([one.mapping.name for one in shown])[bins.source]
     return bins
 
@@ -233,9 +252,14 @@ def _unset(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _regular(
-    start: np.ndarray, stop: np.ndarray, source: np.ndarray, frame: np.ndarray, piece: np.ndarray, row: np.ndarray,
-    duration: float, fill: float,
-) -> Bins:  # fmt: skip
+    start: np.ndarray,
+    stop: np.ndarray,
+    source: np.ndarray,
+    frame: np.ndarray,
+    piece: np.ndarray,
+    duration: float,
+    fill: float,
+) -> Bins:
     """Bins of equal length from the start of each piece; blanks of at most `fill` s are bridged."""
     gap = start[1:] - stop[:-1]
     bridged = (gap > duration / 2) & (gap <= fill) & (source[1:] == source[:-1])
@@ -261,9 +285,13 @@ def _regular(
         raise SessionError(f"no presentation is as long as half a bin of {duration:.3g} s; give a higher --bin_rate")
     near = np.where(found < 0, -1 - found, found)
     return Bins(
-        np.concatenate(times), duration, source[near], np.where(found < 0, _BLANK, frame[near]),
-        np.concatenate(pieces), row[near], *_unset(len(near)),
-    )  # fmt: skip
+        np.concatenate(times),
+        duration,
+        source[near],
+        np.where(found < 0, _BLANK, frame[near]),
+        np.concatenate(pieces),
+        *_unset(len(near)),
+    )
 
 
 def stream(bins: Bins, shown: list[Shown], blank: float | None) -> Streamed:
@@ -277,8 +305,10 @@ def stream(bins: Bins, shown: list[Shown], blank: float | None) -> Streamed:
     shapes = {one.mapping.name: (one.frames.shape, one.frames.dtype.name) for one in shown}
     if len(set(shapes.values())) > 1:
         sizes = ", ".join(f"{name} {'x'.join(map(str, shape))} {dtype}" for name, (shape, dtype) in shapes.items())
-        raise SessionError(f"frames of its stimuli differ ({sizes}); choose one with --stimulus, or bring them to one "
-                           "size and type in files that a mapping names")  # fmt: skip
+        raise SessionError(
+            f"frames of its stimuli differ ({sizes}); choose one with --stimulus, or bring them to one "
+            "size and type in files that a mapping names"
+        )
     frames = shown[0].frames
     level = frames.blank if blank is None else blank
     recent = [0]

@@ -24,20 +24,24 @@ def cut_trials(bins: Bins, shown: list[Shown], tables: dict[str, Table]) -> list
     free = 0
     for number, one in enumerate(shown):
         mine, kind = bins.source == number, one.mapping.trials
-        labels = bins.piece[mine] - bins.piece[mine].min(initial=0)
+        labels = np.unique(bins.piece[mine], return_inverse=True)[1]
         if kind == "one":
             labels = np.zeros(int(mine.sum()), np.int64)
         elif kind not in ("pieces", "rows"):
             if kind not in tables:
-                raise SessionError(f"trials of stimulus {one.mapping.name!r}: there is no table {kind!r} with "
-                                   f"start_time and stop_time; there are {', '.join(tables) or 'none'}")  # fmt: skip
+                raise SessionError(
+                    f"trials of stimulus {one.mapping.name!r}: there is no table {kind!r} with "
+                    f"start_time and stop_time; there are {', '.join(tables) or 'none'}"
+                )
             found = by_intervals(bins.time[mine], bins.duration, tables[kind])
             if (found >= 0).any():
                 base = first.setdefault(kind, free)
                 bins.trial[mine] = np.where(found >= 0, found + base, -1)
                 if (found < 0).any():
-                    notes.append(f"{int((found < 0).sum())} bins of {one.mapping.name!r} are in no row of {kind}: "
-                                 "they lie between trials")  # fmt: skip
+                    notes.append(
+                        f"{int((found < 0).sum())} bins of {one.mapping.name!r} are in no row of {kind}: "
+                        "they lie between trials"
+                    )
                 free = max(free, base + len(tables[kind]))
                 continue
             notes.append(f"no bin of {one.mapping.name!r} lies in a row of {kind}; its pieces are the trials")
@@ -110,8 +114,14 @@ def _content_repeats(bins: Bins, shown: Shown, mine: np.ndarray, free: int) -> n
     firsts = alike([sketch(three(number)) for number in range(len(inside))], three)
     keys: list[int | None] = [None] * len(begins)
     for number, first in enumerate(firsts):
-        same = first != number and _same_frames(bins, shown, mine, begins[inside[first]], begins[inside[number]],
-                                                min(lengths[inside[first]], lengths[inside[number]]))  # fmt: skip
+        same = first != number and _same_frames(
+            bins,
+            shown,
+            mine,
+            begins[inside[first]],
+            begins[inside[number]],
+            min(lengths[inside[first]], lengths[inside[number]]),
+        )
         keys[inside[number]] = first if same or first == number else len(inside) + number
     ids = repeat_ids(keys, lengths.tolist())
     return np.where(ids >= 0, ids + free, -1)
