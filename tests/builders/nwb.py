@@ -260,3 +260,26 @@ def ibl(path: Path, *, noise: bool = False) -> None:
         if noise:
             module.add(pynwb.TimeSeries("rfm_stim", data=movie(20, 7, (15, 15)), unit="px",
                                         timestamps=1 + np.arange(20) / 10))  # fmt: skip
+
+
+def demo(path: Path, *, seconds: int = 40, units: int = 4) -> None:
+    """A file that is large enough to be trained on: a movie of 12 x 12 pixels at 30 Hz in trials of 2 s.
+
+    Every fifth trial shows the same clip. Units follow the brightness of a patch; running has no effect.
+    """
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (seconds * 30, 12, 12), dtype=np.uint8)
+    for start in range(0, len(frames), 300):
+        frames[start : start + 60] = frames[:60]
+    with writing(path) as (pynwb, file):
+        file.add_stimulus(pynwb.image.ImageSeries("movie", data=frames, unit="n.a.", starting_time=1.0, rate=30.0))
+        for number in range(seconds // 2):
+            file.add_trial(start_time=1.0 + 2 * number, stop_time=3.0 + 2 * number)
+        file.add_unit_column("quality", "of the sorting")
+        for number in range(units):
+            drive = frames[:, 2 * number : 2 * number + 3, 4:7].mean((1, 2)) / 255
+            spikes = [1 + (bin_ + rng.random(n)) / 30 for bin_, n in enumerate(rng.poisson(drive)) if n]
+            file.add_unit(spike_times=np.sort(np.concatenate(spikes)), id=number, quality="good")
+        module = file.create_processing_module("behavior", "behaviour")
+        time = np.arange(0, seconds + 2, 0.05)
+        module.add(pynwb.TimeSeries("running", data=np.abs(np.sin(time)), unit="cm/s", timestamps=time))

@@ -167,13 +167,26 @@ def _sort_in(contents: Contents, parents: tuple[str, ...], item: Any) -> None:
             contents.external.append(path)
         else:
             contents.frames[path] = item
-    elif "data" in item and item["data"].ndim >= 3:
-        if place != "acquisition" and item["data"].dtype.kind in "iufb" and 0 not in item["data"].shape:
+    elif place.startswith("stimulus") or _is_movie(item, kind):
+        if place == "acquisition":
+            return  # of a camera that filmed the animal, or of the microscope
+        if "data" in item and item["data"].ndim >= 3 and item["data"].dtype.kind in "iufb" and item["data"].size:
             contents.frames[path] = item
+        else:
+            contents.notes.append(
+                f"{path} is left out: it holds no frames (T, H, W); a mapping may name it as `series`"
+            )
     elif "rois" in item or kind == "RoiResponseSeries":
         contents.rois[path] = Series.of_group(item)
     elif place in ("processing", "acquisition"):
         _sort_signal(contents, parents, item)
+
+
+def _is_movie(item: Any, kind: str) -> bool:
+    """Whether a series of a module is one of frames and not of, say, positions of several markers."""
+    if not hasattr(item.get("data"), "shape") or item["data"].ndim < 3:
+        return False
+    return item["data"].dtype == np.uint8 or kind.endswith(("ImageSeries", "OpticalSeries", "StimulusTemplate"))
 
 
 def _sort_table(contents: Contents, table: Table, place: str) -> None:

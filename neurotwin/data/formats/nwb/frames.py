@@ -11,7 +11,7 @@ from .guess import frame_names, image_order, indexed
 from .hdf import fits_in_memory
 from .mapping import StimulusMapping
 
-__all__ = ["Frames", "open_frames"]
+__all__ = ["Frames", "open_frames", "resized"]
 
 _WHOLE = 1 << 22  # pixels of floats that are looked at at a time
 
@@ -29,10 +29,15 @@ class Frames:
         Names of the frames, where they have some.
     stimulus
         How stored numbers become frames.
+    size
+        Height and width to which frames are brought; None as they are stored.
     """
 
-    def __init__(self, where: str, data: Any, names: list[str], stimulus: StimulusMapping) -> None:
+    def __init__(
+        self, where: str, data: Any, names: list[str], stimulus: StimulusMapping, size: tuple[int, int] | None = None
+    ) -> None:
         self.where, self.names, self.scale, self.swap = where, names, stimulus.scale, stimulus.swap_axes
+        self.size = size
         self._data = data
         self._kept: np.ndarray | None = None
         self._channels_last = len(data.shape) == 4 and data.shape[-1] in (1, 3, 4)
@@ -41,6 +46,10 @@ class Frames:
             raise SessionError(f"{where} holds {data.dtype}, no numbers")
         self.dtype = np.dtype(np.float32 if kind == "f" and self.scale is None else np.uint8)
         self.shape = self._converted(np.zeros((1, *data.shape[1:]), data.dtype)).shape[1:]
+        if size is not None:
+            if len(self.shape) < 2:
+                raise SessionError(f"{where} has no height and width that `size` could change")
+            self.shape = (*self.shape[:-2], *size)
         self.bad, self.largest = self._scan() if kind == "f" else (np.zeros(len(data), bool), 255.0)
 
     def __len__(self) -> int:
@@ -68,15 +77,19 @@ class Frames:
         self._kept = None
 
     def _load(self, unique: np.ndarray) -> np.ndarray:
+        frames = self._converted(self._stored(unique))
+        return frames if self.size is None else resized(frames, self.size)
+
+    def _stored(self, unique: np.ndarray) -> np.ndarray:
         first, last = int(unique[0]), int(unique[-1]) + 1
         if last - first <= 2 * len(unique):
-            return self._converted(self._data[first:last][unique - first])
+            return self._data[first:last][unique - first]
         if self._kept is None and fits_in_memory(self._data):
             self._kept = self._data[:]
         if self._kept is not None:
-            return self._converted(self._kept[unique])
+            return self._kept[unique]
         # One by one, since h5py is slow with a list of indices.
-        return self._converted(np.stack([self._data[int(index)] for index in unique]))
+        return np.stack([self._data[int(index)] for index in unique])
 
     def _converted(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values)
@@ -111,6 +124,31 @@ class Frames:
         return bad, largest
 
 
+def resized(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Frames (..., H, W) brought to another size: each new pixel is the mean over the area that it covers.
+
+    Examples
+    --------
+    >>> resized(np.array([[[0, 4, 8], [0, 4, 8]]], np.uint8), (1, 2)).tolist()
+    [[[1, 7]]]
+    """
+    if frames.shape[-2:] == tuple(size):
+        return frames
+    rows, columns = (_areas(old, new) for old, new in zip(frames.shape[-2:], size, strict=True))
+    out = np.empty((*frames.shape[:-2], *size), frames.dtype)
+    for index, frame in enumerate(frames):  # one by one, so that no movie is held as floats
+        values = rows @ frame.astype(np.float32) @ columns.T
+        out[index] = np.rint(values) if frames.dtype == np.uint8 else values
+    return out
+
+
+def _areas(old: int, new: int) -> np.ndarray:
+    """(new, old) the part of each new pixel that each old one fills."""
+    left, right = np.arange(new) * old / new, np.arange(1, new + 1) * old / new
+    overlap = np.minimum(right[:, None], np.arange(1, old + 1)) - np.maximum(left[:, None], np.arange(old))
+    return (np.clip(overlap, 0, None) * new / old).astype(np.float32)
+
+
 class _Images:
     """Images of an `Images` object as one array."""
 
@@ -133,7 +171,13 @@ class _Images:
         return self._images[part][()]
 
 
-def open_frames(file: Any, stimulus: StimulusMapping, folder: Path, open_other: Callable[[Path], Any]) -> Frames:
+def open_frames(
+    file: Any,
+    stimulus: StimulusMapping,
+    folder: Path,
+    open_other: Callable[[Path], Any],
+    size: tuple[int, int] | None = None,
+) -> Frames:
     """The frames of a stimulus.
 
     Parameters
@@ -146,6 +190,8 @@ def open_frames(file: Any, stimulus: StimulusMapping, folder: Path, open_other: 
         What a relative `file` of the mapping is relative to.
     open_other
         Opens another NWB or HDF5 file.
+    size
+        Height and width of the frames; None as they are stored.
 
     Raises
     ------
@@ -156,7 +202,7 @@ def open_frames(file: Any, stimulus: StimulusMapping, folder: Path, open_other: 
     if stimulus.file:
         source = folder / stimulus.file
         if source.suffix == ".npy":
-            return Frames(str(source), _array(source), [], stimulus)
+            return Frames(str(source), _array(source), [], stimulus, size)
         if not stimulus.series:
             raise SessionError(f"stimulus {stimulus.name!r}: give `series`, the path of its frames in {source}")
         file, where = open_other(source), f"{source}: {stimulus.series}"
@@ -166,18 +212,18 @@ def open_frames(file: Any, stimulus: StimulusMapping, folder: Path, open_other: 
     if hasattr(item, "keys") and indexed(item):
         item = file[indexed(item)]
     if hasattr(item, "shape"):
-        return Frames(where, item, [], stimulus)
+        return Frames(where, item, [], stimulus, size)
     if "data" not in item:
         names = image_order(item)
         if not names:
             raise SessionError(f"{where}: holds no frames")
-        return Frames(where, _Images(where, [item[name] for name in names]), names, stimulus)
+        return Frames(where, _Images(where, [item[name] for name in names]), names, stimulus, size)
     if "external_file" in item and item["external_file"].size:
         raise SessionError(
             f"{where}: its frames lie in a video file; decode them to FRAMES.npy, (T, H, W) uint8, and "
             "give `file: FRAMES.npy` in the mapping"
         )
-    return Frames(where, item["data"], frame_names(item), stimulus)
+    return Frames(where, item["data"], frame_names(item), stimulus, size)
 
 
 def _array(source: Path) -> np.ndarray:

@@ -145,11 +145,12 @@ class Series:
     def values(self, start: int, stop: int) -> np.ndarray:
         """Values of the samples `start` to `stop` in the unit of the series, (n, K) float64."""
         values = np.asarray(self.data[start:stop], np.float64)
-        factor, offset = (float(self.data.attrs.get(key, default)) for key, default in _CONVERSION)
-        return (values if (factor, offset) == (1, 0) else values * factor + offset).reshape(len(values), -1)
+        return (values * self.conversion[0] + self.conversion[1]).reshape(len(values), -1)
 
-
-_CONVERSION = (("conversion", 1.0), ("offset", 0.0))
+    @cached_property
+    def conversion(self) -> tuple[float, float]:
+        """Factor and offset that bring stored numbers to the unit of the series."""
+        return float(self.data.attrs.get("conversion", 1.0)), float(self.data.attrs.get("offset", 0.0))
 
 
 class Table:

@@ -75,9 +75,11 @@ def _plane(file: Any, path: str, mapping: RoisMapping, time: np.ndarray, duratio
 
     def load(start: int, stop: int) -> np.ndarray:
         values = np.asarray(data[:, start:stop].T if turned else data[start:stop], np.float64)
-        return values.reshape(len(values), -1)
+        return (values * series.conversion[0] + series.conversion[1]).reshape(len(values), -1)
 
-    own = series.time(0, n_times) if series.times is not None else series.start + np.arange(n_times) / series.rate
+    if series.times is None and not series.rate > 0:
+        raise SessionError(f"{path}: has neither timestamps nor a rate")
+    own = series.start + np.arange(n_times) / series.rate if series.times is None else np.asarray(series.times[:])
     if not (np.diff(own) > 0).all():
         raise SessionError(f"{path}: its times run backwards, repeat or hold NaN")
     table = roi_table(series, file)

@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ....config import Strict
+from ....config.base import PositiveInt
 from ...session import SessionError
 
 __all__ = ["Mapping", "RoisMapping", "SignalMapping", "StimulusMapping", "TypesMapping", "UnitsMapping", "load_mapping"]
@@ -104,6 +105,10 @@ class Mapping(Strict):
     )
     blank: float | None = Field(
         None, description="Grey level of blank bins. Default: 127, or 0.5 for frames stored as numbers from 0 to 1."
+    )
+    size: tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="Height and width to which all frames are brought, by averaging over areas. Default: as stored.",
     )
     types: TypesMapping | None = Field(None, description="Stimulus types from a table instead of the stimulus' name.")
     units: UnitsMapping | None = Field(None, description="Sorted units; or give `rois`.")

@@ -91,6 +91,8 @@ def _clock(plan: Mapping | None) -> str:
         "fill_gaps: 0.0\n"
         "# Grey level of a blank. Null: 127, or 0.5 for frames from 0 to 1.\n"
         "blank: null\n"
+        "# Height and width to which all frames are brought, such as [36, 64]. Null: as they are stored.\n"
+        "size: null\n"
         "# Stimulus types from a table: {table: intervals/epochs, column: tags}.\n"
         "types: null\n"
     )

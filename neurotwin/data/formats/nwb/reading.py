@@ -53,7 +53,7 @@ def read_nwb(
     notes = list(contents.notes)
     shown = []
     for one in plan.stimuli:
-        shown.append(presented(one, open_frames(file, one, folder, _open_other), file))
+        shown.append(presented(one, open_frames(file, one, folder, _open_other, plan.size), file))
         notes += shown[-1].notes
     bins = bins_of(shown, plan, bin_rate or plan.bin_rate or _slower_imaging(file, plan, shown, notes))
     notes += cut_trials(bins, shown, contents.tables)

@@ -192,8 +192,9 @@ def _electrodes(file: Any, table: Table, rows: np.ndarray) -> np.ndarray | None:
         wanted = table.column("peak_channel_id")[rows]
         place = np.clip(np.searchsorted(ids, wanted, sorter=order), 0, len(ids) - 1)
         return np.where(ids[order[place]] == wanted, order[place], -1)
-    if "electrodes_index" in table.group:
-        ends, values = table.ends("electrodes"), np.asarray(table.group["electrodes"][:], np.int64)
+    ends = table.ends("electrodes") if "electrodes" in table.columns else None
+    if ends is not None:
+        values = np.asarray(table.group["electrodes"][:], np.int64)
         starts = np.concatenate([[0], ends[:-1]])
         return np.asarray([values[starts[row]] if ends[row] > starts[row] else -1 for row in rows], np.int64)
     return None

@@ -306,8 +306,8 @@ def stream(bins: Bins, shown: list[Shown], blank: float | None) -> Streamed:
     if len(set(shapes.values())) > 1:
         sizes = ", ".join(f"{name} {'x'.join(map(str, shape))} {dtype}" for name, (shape, dtype) in shapes.items())
         raise SessionError(
-            f"frames of its stimuli differ ({sizes}); choose one with --stimulus, or bring them to one "
-            "size and type in files that a mapping names"
+            f"frames of its stimuli differ ({sizes}); choose one with --stimulus, or give `size: "
+            "[H, W]` (and for types `scale`) in a mapping, which `neurotwin inspect FILE.nwb` writes"
         )
     frames = shown[0].frames
     level = frames.blank if blank is None else blank

@@ -276,6 +276,15 @@ def test_colours_and_axes(tmp_path, nwb, convert):
     np.testing.assert_array_equal(swapped, data.transpose(0, 3, 2, 1))
 
 
+def test_the_demo_of_the_documentation(tmp_path, nwb):
+    nwb.demo(tmp_path / "ada_0501.nwb")
+    session = read_session(tmp_path / "ada_0501.nwb")
+    assert (session.n_bins, session.n_units, session.trial.max()) == (1200, 4, 19)
+    repeats = session.repeat_id.reshape(20, 60)
+    assert [int(ids[0] >= 0) for ids in repeats] == [1, 0, 0, 0, 0] * 4
+    assert (repeats[::5] == repeats[0]).all() and len(set(repeats[0])) == 60
+
+
 @pytest.mark.parametrize(("change", "same"), [(0, True), (1, True), (2, False)])
 def test_repeats_of_a_movie_without_a_table(tmp_path, nwb, change, same):
     data = nwb.movie() // 2
@@ -323,6 +332,39 @@ def test_movies_that_cannot_be_joined(tmp_path, nwb):
     two_movies(nwb, tmp_path / "n.nwb", 3.0, (5, 5))
     with pytest.raises(SessionError, match=r"movie_0 4x5 uint8, movie_1 5x5 uint8.*--stimulus"):
         read_session(tmp_path / "n.nwb")
+
+
+def test_frames_of_several_sizes_are_brought_to_one(tmp_path, nwb, convert):
+    nwb.allen(tmp_path / "a.nwb", sizes=True)
+    with pytest.raises(SessionError, match=r"natural_movie_one 4x5 uint8, natural_scenes 6x5 uint8.*`size: \[H, W\]`"):
+        read_session(tmp_path / "a.nwb")
+    session = convert(tmp_path / "a.nwb", plan(tmp_path / "a.nwb") | {"size": [2, 5]})
+    assert session.frame_shape == (1, 2, 5)
+    frames = np.asarray(session.stimulus)
+    np.testing.assert_array_equal(frames[:4], np.rint(nwb.movie(4, 1).reshape(4, 2, 2, 5).mean(2)))
+    image = nwb.movie(3, 2, (6, 5))[2].reshape(2, 3, 5).mean(1)
+    np.testing.assert_allclose(frames[12], image, atol=0.51)
+
+
+def test_series_of_a_module_that_are_no_movies(tmp_path, nwb):
+    nwb.ibl(tmp_path / "i.nwb", noise=True)
+    with h5py.File(tmp_path / "i.nwb", "a") as file:
+        file.copy("processing/passive_protocol/rfm_stim", "processing/passive_protocol/markers")
+        group = file["processing/passive_protocol/markers"]
+        del group["data"]
+        group["data"] = np.arange(120.0).reshape(20, 3, 2)
+        file.copy("processing/passive_protocol/rfm_stim", "stimulus/presentation/level")
+        del file["stimulus/presentation/level/data"]
+        file["stimulus/presentation/level/data"] = np.arange(20, dtype=np.uint8)
+    session = read_session(tmp_path / "i.nwb")
+    assert set(session.stimulus_type) == {"rfm_stim"}
+    # Markers are sampled at the onsets of the frames, so that a bin's middle lies between two samples.
+    np.testing.assert_allclose(session.behavior["markers"][:19], np.arange(114).reshape(19, 6) + 3, rtol=1e-5)
+    assert "stimulus/presentation/level is left out: it holds no frames" in " ".join(session.notes)
+    mapping = tmp_path / "level.yaml"
+    mapping.write_text("stimuli: [{name: level, series: stimulus/presentation/level}]\nunits: {}\n")
+    flicker = read_session(tmp_path / "i.nwb", mapping=str(mapping))
+    np.testing.assert_array_equal(flicker.stimulus, np.arange(20))
 
 
 def test_blanks_may_be_bridged(tmp_path, nwb, convert):
