@@ -210,6 +210,11 @@ def calcium(
         file.add_trial(start_time=0.0, stop_time=9.0)
         if clip:
             file.add_stimulus(pynwb.image.ImageSeries("clip", data=movie(50), unit="", starting_time=0.5, rate=10.0))
+    with h5py.File(path, "a") as stored:  # the link of older files, which pynwb does not write any more
+        group = stored.create_group("stimulus/presentation/Natural_Images_A")
+        group.attrs["neurodata_type"] = "IndexSeries"
+        group["data"], group["timestamps"] = np.array([0, 1], np.uint32), np.array([1.0, 1.75])
+        group["indexed_timeseries"] = h5py.SoftLink("/stimulus/templates/Natural_Images_A")
     if turned:  # pynwb refuses what other writers do
         with h5py.File(path, "a") as stored:
             group = stored["processing/ophys/dff/traces"]

@@ -136,13 +136,9 @@ def _parameters(table: Table) -> list[str]:
 
 
 def _stimuli(contents: Contents) -> list[StimulusMapping]:
-    found: list[StimulusMapping] = []
-    used: set[str] = set()
-    for path, table in contents.tables.items():
-        if path not in _OWN_TABLES and len(table):
-            for stimulus in _from_table(contents, table):
-                found.append(stimulus)
-                used.add(stimulus.series)
+    listed = [table for path, table in contents.tables.items() if path not in _OWN_TABLES and len(table)]
+    found = [stimulus for table in listed for stimulus in _from_table(contents, table)]
+    used = {stimulus.series for stimulus in found}
     for path, series in contents.index.items():
         target = indexed(contents.file[path])
         if target and target not in used and path.startswith("stimulus") and series.timed:
@@ -151,6 +147,8 @@ def _stimuli(contents: Contents) -> list[StimulusMapping]:
     for path in contents.shown():
         if path not in used and (path.startswith("stimulus/presentation") or not found):
             found.append(StimulusMapping(name=path.rsplit("/", 1)[-1], series=path, trials=_trials(contents)))
+    if not found and "intervals/trials" in contents.tables:  # each trial shows an image
+        found = _from_table(contents, contents.tables["intervals/trials"])
     names = [stimulus.name for stimulus in found]
     return [s if names.count(s.name) == 1 else s.model_copy(update={"name": s.series}) for s in found]
 
@@ -160,7 +158,9 @@ def indexed(group: Any) -> str:
     for name in ("indexed_images", "indexed_timeseries"):
         target = group.get(name)
         if target is not None:
-            return target.name.lstrip("/")
+            # An object that was reached by a soft link gives the link's path as its name, and not its own.
+            link = group.get(name, getlink=True)
+            return getattr(link, "path", target.name).lstrip("/")
     return ""
 
 
@@ -185,9 +185,9 @@ def _from_table(contents: Contents, table: Table) -> list[StimulusMapping]:
             ]
     path = _alike(base, templates)
     if not path and len(templates) == 1 and _frame_column(table, None):
-        tables = [t for p, t in contents.tables.items() if p not in _OWN_TABLES and _frame_column(t, None)]
+        tables = {p for p, t in contents.tables.items() if p not in _OWN_TABLES and _frame_column(t, None)}
         only = next(iter(templates.values()))
-        path = only if len(tables) == 1 and not (is_presented(only) and contents.shown()) else ""
+        path = only if tables <= {table.path} and not (is_presented(only) and contents.shown()) else ""
     if not path and "image_name" in table.columns and table.is_text("image_name"):
         shown = set(table.column("image_name").tolist())
         path = next((p for p, group in contents.frames.items() if shown & set(frame_names(group))), "")
@@ -284,8 +284,8 @@ def _rois(contents: Contents) -> RoisMapping:
         return next((number for number, word in enumerate(_ROI_ORDER) if word in words), len(_ROI_ORDER))
 
     best = min(contents.rois, key=rank)
-    chosen = [best]
     table = roi_table(contents.rois[best], contents.file)
+    chosen = [best, *_other_planes(contents, best, table)]
     where, ids, labels = [], "id", {}
     if table is not None:
         where = ["valid_roi == true"] if "valid_roi" in table.columns else []
@@ -293,6 +293,19 @@ def _rois(contents: Contents) -> RoisMapping:
         area = next((column for column in _AREA_COLUMNS if column in table.columns and table.is_text(column)), "")
         labels = {"area": area} if area else {}
     return RoisMapping(series=chosen, where=where, ids=ids, labels=labels)
+
+
+def _other_planes(contents: Contents, best: str, table: Table | None) -> list[str]:
+    """Series beside the chosen one whose regions lie in tables of their own, with the same columns."""
+    known, planes = {table.path} if table is not None else set(), []
+    for path, series in contents.rois.items():
+        other = roi_table(series, contents.file)
+        beside = path != best and path.rpartition("/")[0] == best.rpartition("/")[0]
+        if beside and table is not None and other is not None and other.path not in known:
+            if set(other.columns) == set(table.columns):
+                planes.append(path)
+            known.add(other.path)
+    return planes
 
 
 def roi_table(series: Series, file: Any) -> Table | None:

@@ -191,6 +191,52 @@ def test_imaging_goes_below_zero_and_nan_is_masked(tmp_path, nwb, turned):
         assert part in notes
 
 
+def test_planes_are_joined(tmp_path, nwb):
+    with nwb.writing(tmp_path / "p.nwb") as (pynwb, file):
+        file.add_stimulus(pynwb.image.ImageSeries("movie", data=nwb.movie(), unit="", starting_time=1.0, rate=10.0))
+        device = file.create_device("scope")
+        channel = pynwb.ophys.OpticalChannel("green", "green", 500.0)
+        segmentation, series = pynwb.ophys.ImageSegmentation(), []
+        module = file.create_processing_module("ophys", "imaging")
+        module.add(segmentation)
+        for number in range(2):
+            plane = file.create_imaging_plane(
+                name=f"plane{number}", optical_channel=channel, description="", device=device, excitation_lambda=910.0,
+                indicator="GCaMP6f", location="V1",
+            )  # fmt: skip
+            cells = segmentation.create_plane_segmentation("cells", plane, f"cells{number}")
+            for _ in range(2 + number):
+                cells.add_roi(image_mask=np.eye(3))
+            region = cells.create_roi_table_region(region=list(range(2 + number)), description="")
+            values = np.full((60, 2 + number), 10.0 * number) + np.arange(2 + number)
+            series.append(pynwb.ophys.RoiResponseSeries(
+                f"plane{number}", data=values, rois=region, unit="NA", starting_time=0.02 * number, rate=10.0
+            ))  # fmt: skip
+        module.add(pynwb.ophys.Fluorescence(roi_response_series=series, name="Deconvolved"))
+    session = read_session(tmp_path / "p.nwb")
+    np.testing.assert_allclose(np.asarray(session.responses), np.tile([0, 1, 10, 11, 12], (30, 1)))
+    assert session.unit_ids.tolist() == [0, 1, 2, 3, 4]
+    assert (
+        session.unit_labels["plane"].tolist()
+        == ["processing/ophys/Deconvolved/plane0"] * 2 + ["processing/ophys/Deconvolved/plane1"] * 3
+    )
+
+
+def test_trials_that_say_which_image_was_shown(tmp_path, nwb):
+    with nwb.writing(tmp_path / "t.nwb") as (pynwb, file):
+        pictures = [pynwb.image.GrayscaleImage(name=f"im{n}", data=nwb.movie(1, n)[0]) for n in range(3)]
+        file.add_stimulus_template(pynwb.base.Images(name="pictures", images=pictures, description=""))
+        file.add_trial_column("image_id", "which")
+        for number, image in enumerate([2, 0, 2, 1]):
+            file.add_trial(start_time=1.0 + number, stop_time=1.3 + number, image_id=image)
+        file.add_unit(spike_times=[1.0, 1.29, 1.31, 3.1])
+    session = read_session(tmp_path / "t.nwb")
+    np.testing.assert_array_equal(session.stimulus, np.concatenate([nwb.movie(1, n) for n in (2, 0, 2, 1)]))
+    assert np.asarray(session.responses)[:, 0].tolist() == [2, 0, 1, 0]
+    assert session.trial.tolist() == [0, 1, 2, 3] and session.repeat_id.tolist() == [0, -1, 0, -1]
+    assert session.bin_rate == pytest.approx(1 / 0.3)
+
+
 def test_imaging_between_samples_is_interpolated(tmp_path, nwb):
     nwb.calcium(tmp_path / "c.nwb", missing=False)
     session = read_session(tmp_path / "c.nwb", bin_rate=20)
