@@ -101,8 +101,9 @@ def _no_movie(contents: Contents, stimulus: str, stimuli: list[StimulusMapping])
 
 def _external(path: str) -> str:
     return (
-        f"the frames of {path} lie in a video file; decode them to FRAMES.npy, (T, H, W) uint8, and give "
-        "`file: FRAMES.npy` in a mapping (`neurotwin inspect FILE.nwb` writes one)"
+        f"the frames of {path} lie in a video file; decode them to FRAMES.npy, (T, H, W) uint8, and give `file: "
+        f"FRAMES.npy` and `series: {path}`, which has their times, in a mapping (`neurotwin inspect FILE.nwb` writes "
+        "one)"
     )
 
 

@@ -22,7 +22,9 @@ class StimulusMapping(Strict):
         description="Path of the frames in the file: an ImageSeries, Images, an IndexSeries or any (T, H, W) series.",
     )
     file: str = Field(
-        "", description="Another file that holds the frames: .npy, or .nwb or .h5 (then `series` is the path in it)."
+        "",
+        description="Another file that holds the frames: .npy (then `series` may still name the series with their "
+        "times), or .nwb or .h5 (then `series` is the path in it).",
     )
     table: str = Field("", description="Table whose rows say when. Default: the times of the series itself.")
     where: list[str] = Field([], description="Conditions that rows of the table must meet, such as 'active == true'.")

@@ -75,12 +75,20 @@ def presented(stimulus: StimulusMapping, frames: Frames, file: Any) -> Shown:
     """
     if stimulus.table:
         return _by_rows(stimulus, frames, file)
-    series = Series.of_group(file[stimulus.series]) if stimulus.series and not stimulus.file else None
-    if series is None or series.data is None or not series.timed:
+    series = _own_times(stimulus, file)
+    if series is None:
         raise SessionError(f"stimulus {stimulus.name!r}: nothing says when its frames were shown; give a `table`")
-    start = series.time()
-    indices = series.kind == "IndexSeries"
-    frame = np.asarray(series.data[:], np.int64) if indices else np.arange(len(start))
+    if series.times is None:
+        start = series.start + np.arange(len(frames)) / series.rate
+    else:
+        start = np.asarray(series.times[:], np.float64)
+    indices = series.kind == "IndexSeries" and not stimulus.file
+    frame = np.asarray(series.data[:], np.int64) if indices else np.arange(len(frames))
+    if len(frame) != len(start):
+        raise SessionError(
+            f"stimulus {stimulus.name!r}: {len(start)} times of {stimulus.series} for {len(frame)} frames of "
+            f"{frames.where}; give as many frames as times, or a `table`"
+        )
     notes = []
     known = np.isfinite(start)
     if not known.all():
@@ -102,6 +110,17 @@ def presented(stimulus: StimulusMapping, frames: Frames, file: Any) -> Shown:
         gap |= _jumps(frame)
     _check_frames(stimulus, frames, frame)
     return Shown(stimulus, frames, start, stop, frame, np.cumsum(gap), duration, indices, notes)
+
+
+def _own_times(stimulus: StimulusMapping, file: Any) -> Series | None:
+    """The series that holds the times of a stimulus; that of a video has times here and frames in an .npy file."""
+    if not stimulus.series or (stimulus.file and not stimulus.file.endswith(".npy")):
+        return None
+    item = file.get(stimulus.series)
+    if item is None or not hasattr(item, "keys"):
+        return None
+    series = Series.of_group(item)
+    return series if series.timed else None
 
 
 def _by_rows(stimulus: StimulusMapping, frames: Frames, file: Any) -> Shown:

@@ -536,10 +536,21 @@ def test_a_signal_that_is_hardly_known_is_left_out_unless_named(tmp_path, nwb, c
     np.testing.assert_allclose(session.behavior["raw"], 20 * (ONSETS + 0.05), rtol=1e-6)
 
 
-def test_frames_in_a_video_file(tmp_path, nwb):
+def test_frames_in_a_video_file(tmp_path, nwb, convert):
     nwb.lab(tmp_path / "v.nwb", external=True)
     with pytest.raises(SessionError, match=r"v\.nwb: the frames of stimulus/presentation/movie lie in a video file"):
         read_session(tmp_path / "v.nwb")
+    mapping = plan(tmp_path / "v.nwb")
+    stimulus = {"name": "movie", "series": "stimulus/presentation/movie", "file": "frames.npy"}
+    mapping["stimuli"] = [stimulus]
+    for count in (30, 29):
+        np.save(tmp_path / "frames.npy", nwb.movie(count))
+        if count == 30:
+            session = convert(tmp_path / "v.nwb", mapping)
+            np.testing.assert_array_equal(session.stimulus, nwb.movie())
+            np.testing.assert_allclose(session.time, ONSETS)
+    with pytest.raises(SessionError, match="30 times of stimulus/presentation/movie for 29 frames"):
+        convert(tmp_path / "v.nwb", mapping)
 
 
 def test_a_file_without_responses(tmp_path, nwb):
