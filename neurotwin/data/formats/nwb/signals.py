@@ -171,6 +171,7 @@ def chosen_rows(table: Table, where: list[str], rows: np.ndarray, what: str) -> 
 
 
 def unit_ids(table: Table, column: str, rows: np.ndarray, notes: list[str]) -> np.ndarray:
+    """(U,) ids of units from a column of their table; their rows, with a note, where the column repeats itself."""
     ids = table.ids if column == "id" else table.column(column)
     ids = ids[rows]
     if ids.dtype.kind == "f":
@@ -201,6 +202,7 @@ def _electrodes(file: Any, table: Table, rows: np.ndarray) -> np.ndarray | None:
 
 
 def unit_labels(file: Any, table: Table, column: str, rows: np.ndarray, electrode: np.ndarray | None) -> np.ndarray:
+    """(U,) text: a column of the table of units, or `electrodes/COLUMN` for that of the unit's electrode."""
     if not column.startswith("electrodes/"):
         values = table.column(column)[rows]
         return np.asarray([f"{value:g}" if values.dtype.kind == "f" else str(value) for value in values], str)
