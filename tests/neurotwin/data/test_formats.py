@@ -1,13 +1,10 @@
 """Readers, on small files that the tests write."""
 
-from datetime import UTC, datetime
-
 import numpy as np
 import pytest
 
 from neurotwin.config import DatasetConfig
 from neurotwin.data.formats.arrays import read_arrays
-from neurotwin.data.formats.nwb import read_nwb
 from neurotwin.data.prepare import outline, prepare_session
 from neurotwin.data.session import Session, SessionError
 
@@ -60,46 +57,6 @@ def test_arrays_that_are_no_session(tmp_path):
         read_arrays(tmp_path / "text.npz")
 
 
-def test_nwb_without_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pynwb", None)
-    with pytest.raises(SessionError, match=r"pip install 'neurotwin\[nwb\]'"):
-        read_nwb(tmp_path / "a.nwb")
-
-
-@pytest.mark.filterwarnings("ignore")  # of pynwb's own dependencies
-def test_nwb(tmp_path, rng):
-    pynwb = pytest.importorskip("pynwb")
-    file = pynwb.NWBFile("test", "id", datetime(2026, 1, 1, tzinfo=UTC))
-    file.subject = pynwb.file.Subject(subject_id="ada", species="Macaca mulatta")
-    movie = rng.integers(0, 256, (30, 4, 5)).astype(np.uint8)
-    file.add_stimulus(pynwb.image.ImageSeries("movie", data=movie, unit="n.a.", starting_time=1.0, rate=10.0))
-    times = [np.sort(rng.uniform(0, 5, 40)), np.array([1.05, 1.06, 3.99, 4.01])]
-    for unit, spike_times in zip((3, 9), times, strict=True):
-        file.add_unit(spike_times=spike_times, id=unit)
-    file.add_trial(start_time=1.0, stop_time=2.0)
-    file.add_trial(start_time=2.5, stop_time=4.0)
-    module = file.create_processing_module("behavior", "behaviour")
-    module.add(pynwb.TimeSeries("running", data=np.arange(50.0), unit="cm/s", starting_time=0.0, rate=10.0))
-    gaze = pynwb.behavior.SpatialSeries(
-        "gaze", data=rng.random((12, 2)), timestamps=np.linspace(1, 3.6, 12), reference_frame="screen"
-    )
-    module.add(pynwb.behavior.EyeTracking(spatial_series=gaze, name="eye"))
-    with pynwb.NWBHDF5IO(tmp_path / "ada_5.nwb", "w") as out:
-        out.write(file)
-
-    session = read_nwb(tmp_path / "ada_5.nwb")
-    assert (session.name, session.subject, session.bin_rate) == ("ada_5", "ada", pytest.approx(10))
-    np.testing.assert_array_equal(session.stimulus, movie)
-    edges = 1 + np.arange(31) / 10
-    for unit in range(2):
-        np.testing.assert_array_equal(session.spikes[:, unit], np.histogram(times[unit], edges)[0])
-    assert session.unit_ids.tolist() == [3, 9]
-    assert session.trial.tolist() == [0] * 10 + [-1] * 5 + [1] * 15
-    np.testing.assert_allclose(session.behavior["running"], 10 * (edges[:-1] + 0.05), rtol=1e-6)
-    assert session.behavior["eye_gaze"].shape == (30, 2)
-    assert session.valid.tolist() == ((edges[:-1] + 0.05) <= 3.6).tolist()
-    with pytest.raises(SessionError, match="no movie 'mvie'; did you mean 'movie'"):
-        read_nwb(tmp_path / "ada_5.nwb", stimulus="mvie")
 
 
 def test_a_config_may_name_data_of_another_format(tmp_path):
