@@ -273,7 +273,7 @@ def _behavior_rows(session: Session, usable: np.ndarray) -> list[dict[str, str]]
                 {
                     "behaviour": key if statistics.total.shape[1] == 1 else f"{key}[{column}]",
                     "least": f"{np.nanmin(statistics.least[:, column]):.4g}" if known else "NaN",
-                    "mean": f"{statistics.mean[column]:.4g}",
+                    "mean": f"{statistics.mean[column]:.4g}" if known else "NaN",
                     "most": f"{np.nanmax(statistics.most[:, column]):.4g}" if known else "NaN",
                 }
             )

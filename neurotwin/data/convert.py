@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..config import ConfigError
+from ..config import ConfigError, registered
 from ..tensorfile import TensorFileError, load_arrays
 from .formats import Format, find_format, reader_for, source_stamp
 from .progress import ProgressDisplay
@@ -230,7 +230,7 @@ def _plan(
     try:
         if not path.exists():
             raise SessionError(f"{path}: no such file or folder")
-        kind = format or find_format(path)
+        kind = format or _format_of(path)
         reader = reader_for(path, format=kind, **options)
         # An option may name a file, such as a mapping, whose content counts as much as its name.
         named = [
@@ -248,6 +248,17 @@ def _plan(
     if same and not force:
         return Outcome(path, "unchanged", f"{path}: unchanged since {same[0].path} was made from it", same[0].path)
     return _Task(path, target, reader, labels, size, force)
+
+
+def _format_of(path: Path) -> str:
+    try:
+        return find_format(path)
+    except SessionError:
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        kinds = registered("format").values()
+        if any(kind.recognises(child) for child in inside for kind in kinds):
+            raise SessionError(f"{path}: holds recordings, but is none; give the pattern '{path}/*'") from None
+        raise
 
 
 @dataclass(frozen=True)
