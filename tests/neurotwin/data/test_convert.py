@@ -126,8 +126,7 @@ def test_files_of_other_origin_are_never_overwritten(raw, tmp_path, kind):
     assert Session.load(target).info["source"] == str((raw / "ada_1.npz").resolve())
 
 
-@pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("force", "jobs"), [(False, 1), (True, 1), (True, 2)])
 def test_two_sources_of_one_name_are_told(tmp_path, force, jobs):
     a, b = (write_source(tmp_path / lab / "data.npz", seed) for seed, lab in enumerate("ab"))
     outcomes = convert_recordings([a, b], tmp_path / "out", force=force, jobs=jobs)
