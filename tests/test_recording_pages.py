@@ -26,15 +26,15 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def build(page: Path, folder: Path) -> Path:
-    """What the builder of the page's format writes into the folder."""
+def build(page: Path, folder: Path) -> None:
+    """Let the builder of the page's format write a recording into the folder."""
     file = ROOT / "tests" / "builders" / f"{page.stem}.py"
     assert file.exists(), f"{page.name} has no builder {file.name}"
     spec = importlib.util.spec_from_file_location(f"builders_{page.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.build(folder)
+        module.build(folder)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -46,9 +46,10 @@ def place(request, tmp_path, monkeypatch):
     """A page, in a working folder with the recording under `raw` and the page's files."""
     page = request.param
     monkeypatch.chdir(tmp_path)
-    source = build(page, tmp_path / "raw")
+    build(page, tmp_path / "raw")
+    written = sorted(path.name for path in (tmp_path / "raw").iterdir())
     named = tmp_path / commands(page)[0][2]
-    assert named.exists(), f"{page.name} converts {named.name}, its builder writes {source.name}"
+    assert named.exists(), f"{page.name} converts {named.name}, its builder writes {written}"
     for language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         name = re.match(r"# file: (\S+)\n", text)
         if language == "yaml" and name:
