@@ -9,10 +9,13 @@ from pydantic import ValidationError
 
 from ...config import define, registered
 from ..session import Session, SessionError
-from . import arrays, nwb, sensorium
+from . import arrays, dset, image_trials, nwb, retina, sensorium, suite2p
 from .base import Format
 
-__all__ = ["Format", "arrays", "as_session_file", "find_format", "nwb", "read_session", "sensorium"]
+__all__ = [
+    "Format", "arrays", "as_session_file", "dset", "find_format", "image_trials", "nwb", "read_session", "retina",
+    "sensorium", "suite2p",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,9 @@ def read_session(path: str | Path, *, format: str = "", **options: Any) -> Sessi
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        raise SessionError(f"{path}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{message}") from None
+        raise SessionError(
+            f"{path}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{message}"
+        ) from None
     return reader.read(path)
 
 
