@@ -43,7 +43,8 @@ def build(
     values = rng.poisson(1.5, (n_units, n_images, n_repeats)).astype(np.float32)
     values[:, np.arange(n_repeats) >= repeats[:, None]] = np.nan
     tail = f"_{session}" if session else ""
-    names = [f"image{number + 1:04d}.{extension}" if padded_names else f"image{number + 1}.{extension}" for number in range(n_images)]  # fmt: skip
+    width = 4 if padded_names else 1
+    names = [f"image{number + 1:0{width}d}.{extension}" for number in range(n_images)]
     encoded = {}
     for name, image in zip(names, images, strict=True):
         buffer = io.BytesIO()

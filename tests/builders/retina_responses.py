@@ -33,7 +33,8 @@ def build(
     for kind in kinds:
         counts = rng.poisson(0.3, (n_units, n_repeats, n_test + 1)).astype(np.float64)
         values = {
-            "train": rng.integers(0, 256, (n_train, *size), np.uint8), "test": rng.integers(0, 256, (n_test, *size), np.uint8),
+            "train": rng.integers(0, 256, (n_train, *size), np.uint8),
+            "test": rng.integers(0, 256, (n_test, *size), np.uint8),
             "train_rate": rng.gamma(1.0, 10.0, (n_units, n_train)), "test_rate": 100 * counts.mean(axis=1),
             "repeats": counts * {"counts": 1, "rates": 100, "odd": 7}.get(repeats, 0),
         }  # fmt: skip

@@ -66,12 +66,13 @@ def build(
     if kind == "movie":
         written["stimulus"] = rng.integers(0, 256, (150, 7, 9), np.uint8)
         rows = [
-            {"start": 3 + 3 * trial + k / 15, "stop": 3 + 3 * trial + (k + 1) / 15, "frame": 30 * min(trial, 3) + k, "trial": trial}
-            for trial in range(5) for k in range(30)
-        ]  # fmt: skip
+            {"start": onset + k / 15, "stop": onset + (k + 1) / 15, "frame": 30 * min(trial, 3) + k, "trial": trial}
+            for trial, onset in enumerate(range(3, 18, 3))
+            for k in range(30)
+        ]
     else:
         written["stimulus"] = rng.integers(0, 256, (10, 7, 9), np.uint8)
-        rows = [{"start": 2.5 + k / 2, "stop": 2.75 + k / 2, "frame": k % 10} for k in range(40)]
+        rows = [{"start": 2 + k / 2, "stop": 2.25 + k / 2, "frame": k % 10} for k in range(40)]
     if not trials:
         rows = [{key: value for key, value in row.items() if key != "trial"} for row in rows]
     np.save(session / "stimulus.npy", written["stimulus"])

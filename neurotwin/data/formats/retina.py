@@ -293,12 +293,14 @@ def _frames(path: Path, name: str) -> Any:
         raise SessionError(f"{path}: the stimulus {name!r} has the shape {source.shape}; give (C, T, H, W)")
     dtype = _float32(np.dtype(source.dtype))
     if len(source.shape) == 3:
-        return Streamed(source.shape, dtype, lambda start, stop: np.asarray(source[start:stop]).astype(dtype))
+        return Streamed(
+            source.shape, dtype, lambda start, stop: np.asarray(source[start:stop]).astype(dtype, copy=False)
+        )
     channels, length, *size = source.shape
     row = size if channels == 1 else [channels, *size]
 
     def read(start: int, stop: int) -> np.ndarray:
-        return np.moveaxis(np.asarray(source[:, start:stop]), 0, 1).reshape(-1, *row).astype(dtype)
+        return np.moveaxis(np.asarray(source[:, start:stop]), 0, 1).reshape(-1, *row).astype(dtype, copy=False)
 
     return Streamed((length, *row), dtype, read)
 

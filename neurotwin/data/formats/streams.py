@@ -36,6 +36,8 @@ def joined(parts: Sequence[Any]) -> Streamed:
             for part, first in zip(parts, bounds[:-1].tolist(), strict=True)
             if start < first + len(part) and stop > first
         ]
+        if len(pieces) == 1:  # spares a copy
+            return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty((0, *parts[0].shape[1:]), dtype)
 
     return Streamed((int(bounds[-1]), *parts[0].shape[1:]), dtype, read)
@@ -53,9 +55,9 @@ def filled(array: Any, dtype: np.dtype | type | None = None) -> Streamed:
 
     def read(start: int, stop: int) -> np.ndarray:
         part = np.asarray(array[start:stop])
-        if part.dtype.kind == "f":
-            part = np.where(np.isfinite(part), part, 0)
-        return part.astype(dtype)
+        known = np.isfinite(part) if part.dtype.kind == "f" else np.True_
+        part = part if known.all() else np.where(known, part, 0)
+        return part.astype(dtype, copy=False)
 
     return Streamed(tuple(array.shape), dtype, read)
 

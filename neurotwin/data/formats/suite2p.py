@@ -83,13 +83,13 @@ class Suite2p(Format):
         places = list(dict.fromkeys([root, path, *(plane.parent for plane in planes), *planes]))
         notes: list[str] = []
         units = _Units(self, planes, notes)
-        time = self._times(path, places, units.n_bins, notes)
+        time = self._times(path, places, units, notes)[: units.n_bins]
         rate = bins_per_second(time, f"{path}: frame_times.npy")
         movie = _numbers(_found(path, places, "stimulus.npy", "frames (K, H, W) that the log refers to"))
         if movie.ndim not in (3, 4):
             raise SessionError(f"{path}: stimulus.npy has the shape {movie.shape}; give (K, H, W) or (K, C, H, W)")
         log = StimulusLog.read(_found(path, places, "stimulus_log.csv", "columns start, stop and frame"), len(movie))
-        behavior, known = _behavior(places, units.n_bins, notes)
+        behavior, known = _behavior(places, units, notes)
         about = {
             "name": self.name or root.name, "subject": self.subject, "unit_ids": units.ids,
             "unit_positions": units.positions, "unit_labels": units.labels,
@@ -100,7 +100,7 @@ class Suite2p(Format):
             return self._presentations(log, movie, units, time, rate, notes, about)
         return self._frames(log, movie, units, time, rate, notes, about | {"behavior": behavior}, known)
 
-    def _times(self, path: Path, places: Sequence[Path], n_bins: int, notes: list[str]) -> np.ndarray:
+    def _times(self, path: Path, places: Sequence[Path], units: "_Units", notes: list[str]) -> np.ndarray:
         file = next((place / "frame_times.npy" for place in places if (place / "frame_times.npy").exists()), None)
         if file is None:
             if self.bin_rate is None:
@@ -108,10 +108,12 @@ class Suite2p(Format):
             notes.append(
                 f"There is no frame_times.npy, so frames are taken to start at 0 s, {self.bin_rate:g} a second."
             )
-            return np.arange(n_bins) / self.bin_rate
+            return np.arange(units.n_bins) / self.bin_rate
         time = np.asarray(_numbers(file), np.float64).reshape(-1)
-        if len(time) != n_bins:
-            raise SessionError(f"{file}: has {len(time)} times for {n_bins} imaging frames; leave out what is too much")
+        if len(time) not in (units.n_bins, units.n_times):
+            raise SessionError(
+                f"{file}: has {len(time)} times for {units.n_bins} imaging frames; leave out what is too much"
+            )
         if not (np.isfinite(time).all() and (np.diff(time) > 0).all()):
             raise SessionError(f"{file}: times must increase and hold no NaN")
         return time
@@ -181,10 +183,14 @@ class _Units:
         if max(lengths.values()) > self.n_bins:
             notes.append(f"The last imaging frame was left out, because some planes lack it: {lengths}.")
         parts = [plane["responses"] for plane in loaded]
-        every = Streamed(
-            (self.n_bins, sum(part.shape[1] for part in parts)), np.dtype(np.float32),
-            lambda a, b: np.concatenate([part[a:b] for part in parts], axis=1).astype(np.float32),
-        )  # fmt: skip
+        self.n_times = max(lengths.values())
+
+        def read(start: int, stop: int) -> np.ndarray:
+            pieces = [part[start:stop] for part in parts]
+            whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+            return whole.astype(np.float32, copy=False)
+
+        every = Streamed((self.n_bins, sum(part.shape[1] for part in parts)), np.dtype(np.float32), read)
         ids = np.concatenate([plane["ids"] for plane in loaded])
         self.missing, empty = missing_bins(every)
         if empty.all():
@@ -195,7 +201,8 @@ class _Units:
             notes.append(f"{int(self.missing.sum())} imaging frames are not valid, because responses are NaN there.")
         kept = np.flatnonzero(~empty)
         self.ids = ids[kept]
-        self.responses = Streamed((self.n_bins, len(kept)), every.dtype, lambda a, b: every[a:b][:, kept])
+        chosen = Streamed((self.n_bins, len(kept)), every.dtype, lambda a, b: every[a:b][:, kept])
+        self.responses = chosen if empty.any() else every
         positions = [plane["positions"] for plane in loaded]
         alike = all(p is not None for p in positions) and len({p.shape[1] for p in positions}) == 1
         self.positions = np.concatenate(positions)[kept] if alike else None
@@ -280,14 +287,17 @@ def _numbers(file: Path) -> np.ndarray:
     return array
 
 
-def _behavior(places: Sequence[Path], n_bins: int, notes: list[str]) -> tuple[dict[str, Streamed], np.ndarray]:
+def _behavior(places: Sequence[Path], units: _Units, notes: list[str]) -> tuple[dict[str, Streamed], np.ndarray]:
     """Signals by name, and the bins in which all are known."""
     signals: dict[str, Streamed] = {}
-    known = np.ones(n_bins, bool)
+    known = np.ones(units.n_bins, bool)
     for file in (file for place in places for file in sorted(place.glob("behavior.*.npy"))):
         name, values = file.stem.removeprefix("behavior."), _numbers(file)
-        if values.ndim not in (1, 2) or len(values) != n_bins:
-            raise SessionError(f"{file}: has the shape {values.shape} for {n_bins} imaging frames; sample it at them")
+        if values.ndim not in (1, 2) or len(values) not in (units.n_bins, units.n_times):
+            raise SessionError(
+                f"{file}: has the shape {values.shape} for {units.n_bins} imaging frames; sample it at them"
+            )
+        values = values[: units.n_bins]
         finite = finite_bins(values)
         if not finite.all():
             notes.append(f"Behaviour {name!r}: {int((~finite).sum())} bins are not valid, because it is NaN there.")
