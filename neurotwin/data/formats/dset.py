@@ -18,6 +18,7 @@ from .streams import bins_per_second, filled, finite_bins, joined, missing_bins
 __all__ = ["Dset"]
 
 _NEEDED = ("stim", "robs", "t_bins", "trial_inds")
+_IDS = ("cluster_ids", "cids")
 _GAZE = ("eyepos", "dpi_pix")
 _USED = (*_NEEDED, "dpi_valid", "psth_inds")
 _WIDEST = 64  # values a bin of an unknown covariate that is still taken as behaviour
@@ -44,7 +45,7 @@ class Dset(Format):
     psth_inds (T,)              `repeat_id` where 0 or more
     other covariates            behaviour, if they are numbers of at most 64 values a bin
     metadata ppd                `pixels_per_degree`
-    metadata cluster_ids        `unit_ids`; without it a unit's id is its column, counted from 0
+    metadata cluster_ids, cids  `unit_ids`; without it a unit's id is its column, counted from 0
     metadata depth_um, region   `unit_positions`, `unit_labels["area"]`
     qc/.../truncation.npz       `missing_pct`
     saccades/saccades.json      behaviour `saccade`: 1 in bins that overlap one
@@ -230,7 +231,7 @@ class _Units:
 
 def _unit_ids(part: _Part, kind: str) -> np.ndarray:
     n_units = part.covariates["robs"].shape[1]
-    listed = part.metadata.get("cluster_ids")
+    listed = next((part.metadata[key] for key in _IDS if part.metadata.get(key) is not None), None)
     if kind == "columns" or (kind == "auto" and listed is None):
         return np.arange(n_units)
     if listed is None:

@@ -53,22 +53,10 @@ def read_missing_pct(
     estimates = np.asarray(estimates, np.float64).reshape(len(cids), -1)
     windows = next((arrays[key] for key in _WINDOWS if key in arrays), None)
     timed = estimates.shape[1] == 1 and _in_seconds(windows, len(cids), time)
-    curves, unknown, reduced = [], [], []
-    for unit in unit_ids.tolist():
-        rows = np.flatnonzero(cids == unit)
-        values = estimates[rows]
-        known = np.isfinite(values)
-        if not known.any():
-            unknown.append(unit)
-            curves.append((np.zeros(1), np.zeros(1)))
-        elif timed:
-            middle, one = windows[rows].mean(axis=1)[known[:, 0]], values[known]
-            order = np.argsort(middle)
-            curves.append((middle[order], one[order]))
-        else:
-            if known.sum() > 1:
-                reduced.append(unit)
-            curves.append((np.zeros(1), np.array([np.median(values[known])])))
+    found = [_curve(cids == unit, estimates, windows if timed else None) for unit in unit_ids.tolist()]
+    curves = [(when, values) for when, values, _ in found]
+    unknown = [unit for unit, (*_, number) in zip(unit_ids.tolist(), found, strict=True) if number == 0]
+    reduced = [unit for unit, (*_, number) in zip(unit_ids.tolist(), found, strict=True) if number > 1 and not timed]
     if unknown:
         notes.append(f"missing_pct is 0 for units {unknown}, of which {path.name} has no estimate.")
     if reduced:
@@ -76,10 +64,10 @@ def read_missing_pct(
             f"missing_pct of {len(reduced)} units is the median of several estimates, because {path.name} does not "
             "say in s when each holds."
         )
-    middles = time  # estimates change slowly, so the start of a bin stands for the bin
 
     def read(start: int, stop: int) -> np.ndarray:
-        part = [np.interp(middles[start:stop], when, values) for when, values in curves]
+        # Estimates change slowly, so the start of a bin stands for the bin.
+        part = [np.interp(time[start:stop], when, values) for when, values in curves]
         return np.stack(part, axis=1).astype(np.float32)
 
     return Streamed((len(time), len(unit_ids)), np.dtype(np.float32), read)
@@ -123,6 +111,20 @@ def read_saccades(
     signal = [_overlapping(part, step, starts[good], stops[good]) for part in np.split(time, np.cumsum(lengths)[:-1])]
     notes.append(f"Behaviour 'saccade' is 1 in bins that overlap one of the {int(good.sum())} saccades, else 0.")
     return np.concatenate(signal).astype(np.float32)
+
+
+def _curve(rows: np.ndarray, estimates: np.ndarray, windows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Times and values between which a unit's estimates are interpolated, and how many there were."""
+    values = estimates[rows]
+    known = np.isfinite(values)
+    number = int(known.sum())
+    if not number:
+        return np.zeros(1), np.zeros(1), 0
+    if windows is None:
+        return np.zeros(1), np.array([np.median(values[known])]), number
+    middle = windows[rows].mean(axis=1)[known[:, 0]]
+    order = np.argsort(middle)
+    return middle[order], values[known][order], number
 
 
 def _truncation(folder: Path, file: str) -> Path | None:

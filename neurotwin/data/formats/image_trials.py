@@ -22,8 +22,8 @@ from .streams import filled, missing_bins
 __all__ = ["ImageTrials"]
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif")
-_ARCHIVE = re.compile(r"(?:images?|stimuli|stimulus)?[_-]*(?P<session>.*)", re.IGNORECASE)
-_ARRAY = re.compile(r"(?P<role>counts|repeats|trials|responses)(?:[_-]+(?P<session>.+))?", re.IGNORECASE)
+_SHOWN = ("images", "image", "stimuli", "stimulus")
+_ROLES = ("counts", "repeats", "trials", "responses")
 _RESPONSES = ("counts", "trials", "responses")
 _BLOCK = 1 << 26  # bytes of single trials that are looked at at a time
 
@@ -43,7 +43,7 @@ class ImageTrials(Format):
     repeats_S.npy (images,)           `exposure` of the counts
     ================================  =================================================================================
 
-    `_S` may be absent, and an archive without it serves all recordings of its folder. With single trials and counts
+    `_S` may be absent or stand first. An archive without it, or the only one, serves all recordings of its folder. With single trials and counts
     of a recording at hand, the single trials are read: a Poisson model learns the same from them, and how reliable a
     unit is can be told from them alone.
 
@@ -213,21 +213,27 @@ def _recordings(folder: Path) -> dict[str, tuple[Path, dict[str, Path]]]:
     """Recordings of a folder: the images of each and its arrays by role."""
     arrays: dict[str, dict[str, Path]] = {}
     for file in sorted(folder.glob("*.npy")):
-        match = _ARRAY.fullmatch(file.stem)
-        if match:
-            arrays.setdefault(match["session"] or "", {})[match["role"].lower()] = file
+        role, session = _parted(file.stem, _ROLES)
+        if role:
+            arrays.setdefault(session, {})[role] = file
     arrays = {name: roles for name, roles in arrays.items() if any(role in roles for role in _RESPONSES)}
     if not arrays:
         return {}
     images = {}
     for path in sorted(folder.iterdir()):
-        unpacked = path.is_dir() and path.name.lower().startswith(("images", "image_", "stimuli"))
-        match = _ARCHIVE.fullmatch(path.name if unpacked else path.stem)
-        session = match["session"] if match else ""
-        if (unpacked or path.suffix == ".zip") and (session in arrays or not session) and session not in images:
+        role, session = _parted(path.name if path.is_dir() else path.stem, _SHOWN)
+        if path.suffix == ".zip" or (path.is_dir() and role):
             images[session] = path
-    found = {name: images.get(name, images.get("")) for name in arrays}
+    only = next(iter(images.values())) if len(images) == 1 and not set(images) & set(arrays) else None
+    found = {name: images.get(name, images.get("", only)) for name in arrays}
     return {name: (path, arrays[name]) for name, path in found.items() if path is not None and _image_names(path)}
+
+
+def _parted(stem: str, words: Sequence[str]) -> tuple[str, str]:
+    """The word that says what a file is, empty if it has none, and the rest of its name."""
+    parts = re.split(r"[_-]", stem)
+    role = next((part.lower() for part in parts if part.lower() in words), "")
+    return role, "_".join(part for part in parts if part and part.lower() != role)
 
 
 def _image_names(path: Path) -> list[str]:

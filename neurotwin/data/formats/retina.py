@@ -230,6 +230,7 @@ class RetinaResponses(_Retina):
             cells = sorted(group, key=lambda cell: int((re.findall(r"\d+", cell) or [0])[-1]))
             shapes = [group[cell].shape for cell in cells]
             average = np.mean([np.mean(group[cell][...]) for cell in cells]) if cells else 0.0
+            whole = all(bool((group[cell][...] % 1 == 0).all()) for cell in cells)
         if not cells:
             return []
         number, length = min(shape[0] for shape in shapes), min(shape[-1] for shape in shapes)
@@ -241,6 +242,8 @@ class RetinaResponses(_Retina):
             factor = 1.0 if 0.8 < ratio < 1.25 or average == 0 else rate
             if not 0.8 < ratio * factor < 1.25 and average > 0:
                 reason = f"their mean is {ratio:.3g} times that of {response}, so that their unit is not clear"
+        elif not whole:
+            reason = f"they are no counts, and {response} are no rates"
         if reason:
             notes.append(f"{path.name}: test/repeats were left out, because {reason}.")
             return []

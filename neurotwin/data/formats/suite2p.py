@@ -38,7 +38,7 @@ class Suite2p(Format):
     stat.npy, ops.npy        not read: they hold Python objects, and opening such files can run code
     =======================  ==========================================================================================
 
-    `unit_ids` are rows of the arrays, plus 100,000 times the number of the plane. Positions lie in stat.npy, which is
+    The folder `combined`, which repeats all planes, is not read. `unit_ids` are rows of the arrays, plus 100,000 times the number of the plane. Positions lie in stat.npy, which is
     not read; to keep them, save them once as plain numbers, from your own trusted file, beside it:
     ``np.save("positions.npy", [unit["med"] for unit in np.load("stat.npy", allow_pickle=True)])``.
 
@@ -111,9 +111,7 @@ class Suite2p(Format):
             return np.arange(units.n_bins) / self.bin_rate
         time = np.asarray(_numbers(file), np.float64).reshape(-1)
         if len(time) not in (units.n_bins, units.n_times):
-            raise SessionError(
-                f"{file}: has {len(time)} times for {units.n_bins} imaging frames; leave out what is too much"
-            )
+            raise SessionError(f"{file}: has {len(time)} times for {units.n_bins} imaging frames; align them")
         if not (np.isfinite(time).all() and (np.diff(time) > 0).all()):
             raise SessionError(f"{file}: times must increase and hold no NaN")
         return time

@@ -105,10 +105,12 @@ def test_gaps_in_time_stay_gaps(tmp_path, builder):
 
 
 def test_metadata_decide_what_a_unit_id_is(tmp_path, builder):
-    folder, written = builder("dset").build(tmp_path, cluster_ids=[7, 3, 40, 12, 9])
+    folder, _ = builder("dset").build(tmp_path, cluster_ids=[7, 3, 40, 12, 9])
     session = read_session(folder)
     assert session.unit_ids.tolist() == [7, 3, 40, 12, 9]
     np.testing.assert_array_equal(session.missing_pct[:][0], 5.0 * np.arange(5))
+    listed = builder("dset").build(tmp_path / "a", metadata={"cids": [7, 3, 40, 12, 9]}, qc=False)[0]
+    assert read_session(listed).unit_ids.tolist() == [7, 3, 40, 12, 9]
     assert read_session(folder, unit_ids="columns").unit_ids.tolist() == [0, 1, 2, 3, 4]
     other = builder("dset").build(tmp_path / "b")[0]
     with pytest.raises(SessionError, match="list no cluster_ids; use unit_ids=columns"):

@@ -83,8 +83,7 @@ def test_numbers_in_names_count_as_numbers(tmp_path, builder):
     _, written = builder("image_trials").build(tmp_path, padded_names=False)
     session = read_session(tmp_path, form="counts")
     np.testing.assert_array_equal(session.stimulus[:], written["images"].transpose(0, 3, 1, 2))
-    assert (
-        "Rows follow the numbers in the names of the images: image1.png, image2.png, image3.png, ..." in session.notes
+    assert any(note.endswith("image1.png, image2.png, image3.png, ...") for note in session.notes)
     )
 
 
@@ -202,7 +201,7 @@ def test_mistakes_are_named(tmp_path, builder):
     with pytest.raises(SessionError, match=r"trials_210325\.npy: not an array of numbers"):
         read_session(path)
     (tmp_path / "trials_210325.npy").unlink()
-    with pytest.raises(SessionError, match="has no trials_S.npy"):
+    with pytest.raises(SessionError, match="has no trials_S"):
         read_session(path, form="trials")
     save("repeats", written["repeats"][:3])
     with pytest.raises(SessionError, match="has 3 numbers for 12 images"):
@@ -224,7 +223,7 @@ def test_mistakes_are_named(tmp_path, builder):
             read_session(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.png", b"no image")
-    with pytest.raises(SessionError, match="x.png is not a whole image"):
+    with pytest.raises(SessionError, match=r"x\.png is not a whole image"):
         read_session(path)
     with zipfile.ZipFile(path, "w") as archive, archive.open("x.png", "w") as file:
         Image.fromarray(np.zeros((8, 8), np.uint16)).save(file, "png")
