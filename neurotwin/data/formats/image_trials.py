@@ -43,9 +43,9 @@ class ImageTrials(Format):
     repeats_S.npy (images,)           `exposure` of the counts
     ================================  =================================================================================
 
-    `_S` may be absent or stand first. An archive without it, or the only one, serves all recordings of its folder. With single trials and counts
-    of a recording at hand, the single trials are read: a Poisson model learns the same from them, and how reliable a
-    unit is can be told from them alone.
+    `_S` may be absent or stand first. An archive without it, or the only one, serves all recordings of its folder. With
+    single trials and counts of a recording at hand, the single trials are read: a Poisson model learns the same from
+    them, and how reliable a unit is can be told from them alone.
 
     An image is one bin. Its `trial` is the picture that it shows, so that a picture that is shown twice, or stored in
     two rows (up to one grey level in every pixel), lies on one side of the split; the rows are repeats of one another.

@@ -38,8 +38,9 @@ class Suite2p(Format):
     stat.npy, ops.npy        not read: they hold Python objects, and opening such files can run code
     =======================  ==========================================================================================
 
-    The folder `combined`, which repeats all planes, is not read. `unit_ids` are rows of the arrays, plus 100,000 times the number of the plane. Positions lie in stat.npy, which is
-    not read; to keep them, save them once as plain numbers, from your own trusted file, beside it:
+    The folder `combined`, which repeats all planes, is not read. `unit_ids` are rows of the arrays, plus 100,000 times
+    the number of the plane. Positions lie in stat.npy, which is not read; to keep them, save them once as plain
+    numbers, from your own trusted file, beside it:
     ``np.save("positions.npy", [unit["med"] for unit in np.load("stat.npy", allow_pickle=True)])``.
 
     Files to add, beside the folder `suite2p` or beside spks.npy:

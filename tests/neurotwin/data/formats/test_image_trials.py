@@ -84,7 +84,6 @@ def test_numbers_in_names_count_as_numbers(tmp_path, builder):
     session = read_session(tmp_path, form="counts")
     np.testing.assert_array_equal(session.stimulus[:], written["images"].transpose(0, 3, 1, 2))
     assert any(note.endswith("image1.png, image2.png, image3.png, ...") for note in session.notes)
-    )
 
 
 def test_images_can_be_made_smaller(tmp_path, builder):
