@@ -34,7 +34,7 @@ def covariates(
         "trial_inds": trial,
         "eyepos": rng.normal(0, 1, (total, 2)).astype(np.float32),
         "dpi_pix": rng.normal(500, 9, (total, 2)).astype(np.float32),
-        "dpi_valid": (rng.random(total) > 0.1).astype(np.float32),
+        "dpi_valid": (rng.random(total) > 0.02).astype(np.float32),
         "roi": rng.integers(0, 99, (total, 2, 2)),
     }
     if kind == "gratings":
