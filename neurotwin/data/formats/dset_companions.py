@@ -9,7 +9,7 @@ import numpy as np
 
 from ..session import SessionError, Streamed
 
-__all__ = ["read_missing_pct", "read_saccades"]
+__all__ = ["overlapping", "read_missing_pct", "read_saccades"]
 
 _WINDOWS = ("window_blocks", "window_times", "windows")
 _STARTS = ("start_time", "start", "onset", "t_start", "start_t")
@@ -108,7 +108,7 @@ def read_saccades(
     good = np.isfinite(starts) & np.isfinite(stops) & (stops >= starts)
     if not good.all():
         notes.append(f"{int((~good).sum())} saccades were left out, because they end before they start, or are NaN.")
-    signal = [_overlapping(part, step, starts[good], stops[good]) for part in np.split(time, np.cumsum(lengths)[:-1])]
+    signal = [overlapping(part, step, starts[good], stops[good]) for part in np.split(time, np.cumsum(lengths)[:-1])]
     notes.append(f"Behaviour 'saccade' is 1 in bins that overlap one of the {int(good.sum())} saccades, else 0.")
     return np.concatenate(signal).astype(np.float32)
 
@@ -176,8 +176,18 @@ def _events(content: Any) -> tuple[np.ndarray | None, np.ndarray]:
     return starts, stops
 
 
-def _overlapping(time: np.ndarray, step: float, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """Bins [time, time + step) that share a moment with one of the intervals."""
+def overlapping(time: np.ndarray, step: float, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Which bins share a moment with one of the events, (T,) bool.
+
+    Parameters
+    ----------
+    time
+        (T,) start of each bin, s, increasing; a bin lasts `step` s and does not hold its end.
+    step
+        Duration of a bin, s.
+    starts, stops
+        (E,) s of each event, which does not hold its stop either, unless it has no duration.
+    """
     first = np.searchsorted(time + step, starts, side="right")  # the first bin that ends after the start
     last = np.searchsorted(time, stops, side="left")  # the first bin that begins at the stop or after it
     # An event without duration lies in one bin, unless that bin begins after it because of a gap.

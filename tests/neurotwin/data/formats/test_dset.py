@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neurotwin.data.formats import as_session_file, find_format, read_session
 from neurotwin.data.formats.dset_archive import open_dset
+from neurotwin.data.formats.dset_companions import overlapping
 from neurotwin.data.session import Session, SessionError
 
 
@@ -214,6 +217,24 @@ def test_saccades_mark_the_bins_that_they_overlap(tmp_path, builder):
     file.write_text("{")
     with pytest.raises(SessionError, match=r"saccades\.json: not JSON"):
         read_session(folder)
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=8, unique=True),
+    st.lists(st.tuples(st.integers(-2, 28), st.integers(0, 9)), max_size=4),
+)
+def test_overlap_is_that_of_a_slow_search(starts, events):
+    time = np.sort(starts).astype(float)  # bins of 1 s with gaps; events at halves of a second
+    begins = np.array([begin / 2 for begin, _ in events])
+    ends = np.array([(begin + length) / 2 for begin, length in events])
+    expected = [
+        any(
+            (t < end and t + 1 > begin) if end > begin else t <= begin < t + 1
+            for begin, end in zip(begins, ends, strict=True)
+        )
+        for t in time
+    ]
+    np.testing.assert_array_equal(overlapping(time, 1.0, begins, ends), expected)
 
 
 def test_covariates_that_cannot_be_carried_are_told(tmp_path, builder):

@@ -27,6 +27,10 @@ def test_single_trials_arrive(tmp_path, builder):
     for bin_, (image, repeat) in enumerate(rows):
         np.testing.assert_array_equal(session.stimulus[bin_], written["images"][image].transpose(2, 0, 1))
         np.testing.assert_array_equal(session.responses[bin_], written["trials"][:, image, repeat])
+    lazy = read_session(path)
+    for start in range(session.n_bins):
+        np.testing.assert_array_equal(lazy.responses[start : start + 7], session.responses[start : start + 7])
+        np.testing.assert_array_equal(lazy.stimulus[start : start + 7], session.stimulus[start : start + 7])
     image = np.array([image for image, _ in rows])
     np.testing.assert_array_equal(session.trial, image)
     # Equal ids exactly where the image is the same.

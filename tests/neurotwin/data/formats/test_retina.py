@@ -171,6 +171,16 @@ def test_responses_without_repeats_time_or_a_clear_unit(tmp_path, builder):
         read_session(folder)
 
 
+def test_repeats_that_are_no_counts_do_not_stand_beside_counts(tmp_path, builder):
+    folder, _ = builder("retina_responses").build(tmp_path, kinds=("whitenoise",), names=("binned",))
+    assert read_session(folder).n_bins == 2500 + 4 * 50
+    with h5py.File(folder / "whitenoise.h5", "a") as file:
+        file["test/repeats/cell02"][0, 3] = 0.25
+    session = read_session(folder)
+    assert session.n_bins == 2550
+    assert any("they are no counts, and binned are no rates" in note for note in session.notes)
+
+
 def test_responses_mistakes_are_named(tmp_path, builder):
     build = builder("retina_responses").build
     folder, _ = build(tmp_path / "a", kinds=("naturalscene",))
