@@ -134,11 +134,11 @@ class _Part:
         for key in _NEEDED:
             if key not in raw:
                 raise SessionError(f"{path}: has no covariate {key!r} (it has {', '.join(raw) or 'none'})")
-        stimulus = as_array(raw["stim"])
+        stimulus = as_array(path, "stim", raw["stim"])
         if stimulus is None or not stimulus.shape:
             raise SessionError(f"{path}: stim is no array of frames; give a tensor (T, H, W)")
         for key, value in raw.items():
-            array, reason = as_array(value), ""
+            array, reason = as_array(path, key, value), ""
             if array is None:
                 reason = f"it is a {type(value).__name__}, not numbers"
             elif not array.shape or len(array) != len(stimulus):
@@ -155,7 +155,7 @@ class _Part:
                 part.covariates[key] = array
         if np.ndim(part.covariates["robs"]) != 2:
             raise SessionError(f"{path}: robs have the shape {part.covariates['robs'].shape}; give (T, U)")
-        if not np.isfinite(part.covariates["t_bins"]).all():
+        if not np.isfinite(np.asarray(part.covariates["t_bins"])).all():
             raise SessionError(f"{path}: t_bins hold NaN; give the middle of every bin in s")
         return part
 

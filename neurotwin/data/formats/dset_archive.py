@@ -58,17 +58,28 @@ def open_dset(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {str(key): value for key, value in covariates.items()}, {str(key): v for key, v in metadata.items()}
 
 
-def as_array(value: Any) -> Any:
-    """Numbers as an array that stays where it is; None if the value is none."""
+def as_array(path: Path, key: str, value: Any) -> np.ndarray | Streamed | None:
+    """A covariate of a file as an array that is read in pieces; None if it holds no numbers.
+
+    The file is opened again for every piece, and each piece is a copy. Otherwise the part of the file that has been
+    read would stay mapped, and count as memory of the process until all of a recording does.
+    """
     if isinstance(value, np.ndarray):
         return value if value.dtype.kind in "biuf" else None
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_complex():
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None
-    value = value.detach()
-    if value.dtype is torch.bfloat16:  # numpy has no such type
-        shape = tuple(value.shape)
-        return Streamed(shape, np.dtype(np.float32), lambda start, stop: value[start:stop].float().numpy())
-    return None if value.is_quantized else value.numpy()
+    if value.is_complex() or value.is_quantized:
+        return None
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return _numpy(open_dset(path)[0][key][start:stop]).copy()
+
+    return Streamed(tuple(value.shape), _numpy(value[:0]).dtype, read) if value.ndim else _numpy(value)
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
 
 
 def plain(value: Any) -> Any:

@@ -372,4 +372,4 @@ def test_memory_does_not_grow_with_the_recording(tmp_path, builder):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert size > 65e6
-    assert peak < 45e6  # two blocks of 16 MB, and what is one number a bin
+    assert peak < 56e6  # three blocks of 16 MB, and what is one number a bin
