@@ -15,7 +15,7 @@ from ..metrics.table import EvaluationError, Table, summarize_table
 from . import plots
 from .page import html_image, html_table, standalone_page
 
-__all__ = ["Run", "html_page", "load_run", "markdown_table", "page", "report_rows", "summary_text", "text_table"]
+__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "summary_text", "text_table"]
 
 _RECORD = ("name", "parameters")
 
