@@ -6,13 +6,13 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from neurotwin.models.spec import SessionSpec
 
 from neurotwin.clip import Batch
 from neurotwin.config import ModelConfig, TransformConfig, load_dataset_configs, load_model_config
 from neurotwin.data.clips import gather, usable_runs
 from neurotwin.data.prepare import Prepared, prepare
 from neurotwin.data.simulate import simulate_session
-from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import TwinModel, check_run, load_twin
 from training import MultiDatasetDM, MultiDatasetModel
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from neurotwin.models.spec import SessionSpec
 
 from neurotwin import cli
 from neurotwin.config import DatasetConfig, ModelConfig, load_dataset_configs
 from neurotwin.data.prepare import outline, prepare
 from neurotwin.data.session import Session
-from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import check_run
 from training import train_ddp_multidataset as script
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from neurotwin.metrics.poisson import poisson_nll
+from neurotwin.models.spec import SessionSpec
 
 import neurotwin.data.clips as clips_module
 import training.regularizers as regularizers_module
@@ -20,8 +22,6 @@ from neurotwin.config import PARAMS, DatasetConfig, ModelConfig
 from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import Prepared, prepare_session
 from neurotwin.data.session import SPLITS, Session
-from neurotwin.metrics.poisson import poisson_nll
-from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 from training import MultiDatasetDM, MultiDatasetModel
 from training.checkpoints import SafeCheckpoint

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from neurotwin.models.spec import SessionSpec
 from torch import Tensor
 
 from neurotwin.clip import Batch
-from neurotwin.models.spec import SessionSpec
 from neurotwin.models.stages import Maps
 from neurotwin.models.twin import TwinModel
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from neurotwin.models.registry import MODULES, register
+from neurotwin.models.spec import SessionSpec
 from torch import nn
 
 from neurotwin.config import PARAMS, ConfigError, DatasetConfig, ModelConfig, Params
 from neurotwin.models import twin as twin_module
 from neurotwin.models.norms import BatchNorm
-from neurotwin.models.registry import MODULES, register
-from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import CheckpointError, TwinModel, load_twin
 
 TEMPORAL = {"type": "learnable_temporal", "params": {"kernel_size": 4, "num_channels": 3, "init_type": "random"}}
