@@ -93,8 +93,8 @@ def simulate_session(
     rng = generator_of(name, "behavior", seed)
     pupil = pupil_diameter(rng, n_bins)
     missing = missing_spikes(rng, n_bins, len(units.frequency))
-    gain = units.gain(pupil, shown["eyevel"]) * (1 - missing / 100)
-    rate = (units.rate(shown["stimulus"]) * gain / BIN_RATE).astype(np.float32)
+    rate = units.rate(shown["stimulus"]) * units.gain(pupil, shown["eyevel"])
+    rate = (rate * (1 - missing / 100) / BIN_RATE).astype(np.float32)
     return Session(
         name=name, stimulus=shown["stimulus"], bin_rate=BIN_RATE, unit_ids=2 + 3 * np.arange(rate.shape[1]),
         responses=_draw_responses(generator_of(name, "spikes", seed), rate, likelihood, likelihood_params),
