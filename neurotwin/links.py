@@ -94,7 +94,7 @@ class Softplus(Link):
 
     def extra_repr(self) -> str:
         """What a printed model shows."""
-        return f"beta={float(self.beta):g}, learned={self.log_beta is not None}"
+        return f"beta={float(torch.as_tensor(self.beta).detach()):g}, learned={self.log_beta is not None}"
 
 
 @register("link", "relu")

@@ -86,6 +86,8 @@ def test_a_known_shift_is_recovered(readout, spec):
         nn.functional.poisson_nll_loss(rates(fitted), spikes, log_input=False).backward()
         optimizer.step()
     # A constant part is the readout's own positions.
-    found, put_in = (shift - shift.mean(dim=1) for shift in (twin.per_session[0].shifter(gaze) for twin in (fitted, truth)))
+    found, put_in = (
+        shift - shift.mean(dim=1) for shift in (twin.per_session[0].shifter(gaze) for twin in (fitted, truth))
+    )
     assert put_in.abs().mean() > 0.15
     assert (found - put_in).abs().mean() < 0.03, "half a map is 1"
