@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..config import DatasetConfig
 from ..files import write_json
@@ -26,7 +27,7 @@ from .formats import as_session_file
 from .session import Session, SessionError
 from .spec import SessionSpec
 
-__all__ = ["Prepared", "outline", "prepare", "prepare_session"]
+__all__ = ["Prepared", "open_session", "outline", "prepare", "prepare_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ class Prepared:
         bins, presentations = np.maximum(self.train_bins, 1), np.maximum(self.train_presentations, 1)
         mean = self.train_sum / presentations
         variance = (self.train_squares - mean**2 * self.train_presentations) / bins
-        return ResponseStatistics(mean=mean, variance=np.maximum(variance, 0), zero_share=self.train_zeros / bins)
+        known = (mean, np.maximum(variance, 0), self.train_zeros / bins)
+        return ResponseStatistics(*map(torch.from_numpy, known))
 
 
 def prepare(
@@ -156,8 +158,7 @@ def outline(configs: Sequence[DatasetConfig]) -> list[SessionSpec]:
     """
     specs = []
     for config in configs:
-        session = Session.load(_session_file(config)[0], verify=False)
-        specs.append(outline_session(session, config))
+        specs.append(outline_session(open_session(config), config))
     _check_alike(specs)
     return specs
 
@@ -212,6 +213,17 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     spec = SessionSpec.from_json(metadata["spec"] | {"config": {}})
     source = arrays.pop("stimulus", session.stimulus)
     return Prepared(spec=replace(spec, subject=config.subject, config=config), source=source, key=key, **arrays)
+
+
+def open_session(config: DatasetConfig) -> Session:
+    """The recording that a config names, its arrays memory-mapped; data of another layout are converted first.
+
+    Raises
+    ------
+    SessionError
+        If it is missing or broken.
+    """
+    return Session.load(_session_file(config)[0], verify=False)
 
 
 def _check_alike(specs: Sequence[SessionSpec]) -> None:
