@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neurotwin.data.prepare import prepare
 
-from .common import Result, Target, Trainee, cases, draw_batches, interleaved, main, write_sessions
+from .common import Result, Target, Trainee, cases, draw_samples, interleaved, main, write_sessions
 
 __all__ = ["TARGETS", "measure"]
 
@@ -23,7 +23,7 @@ def measure(folder: Path, quick: bool) -> Result:
     case, size = cases(quick)["b"], 256 if quick else 4096
     sessions = prepare(write_sessions(folder, 2, bins=3600, size=case.size, lags=case.lags))
     trainee = Trainee(case.model, sessions)
-    batches = draw_batches(
+    batches = draw_samples(
         sessions, predictions=case.predictions, length=case.lengths[-1], context=trainee.twin.context
     )
     with FlopCounterMode(display=False) as counter:

@@ -26,17 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurotwin.clip import Batch
+from neurotwin.clip import Sample
 from neurotwin.config import DatasetConfig, ModelConfig
 from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import Prepared
 from neurotwin.data.session import Session
-from neurotwin.metrics.poisson import poisson_nll
-from neurotwin.models.spec import SessionSpec
-from neurotwin.models.twin import TwinModel
+from neurotwin.models import TwinModel
 from training import MultiDatasetDM, MultiDatasetModel
 from training.callbacks import StopSignals
-from training.utils import GradientSumStrategy, keep_freed_memory, quiet_lightning
+from training.processes import GradientSumStrategy
+from training.utils import keep_freed_memory, quiet_lightning
 
 __all__ = [
     "Case",
@@ -44,7 +43,7 @@ __all__ = [
     "Target",
     "Trainee",
     "cases",
-    "draw_batches",
+    "draw_samples",
     "fit",
     "in_fresh_process",
     "interleaved",
@@ -213,7 +212,7 @@ def write_sessions(folder: Path, count: int, *, bins: int, size: int, lags: int)
             rng = np.random.default_rng((size, bins, index))
             Session(
                 name=name, stimulus=rng.integers(0, 256, (bins, size, size), dtype=np.uint8),
-                spikes=rng.poisson(0.2, (bins, UNITS)).astype(np.uint8), bin_rate=BIN_RATE,
+                responses=rng.poisson(0.2, (bins, UNITS)).astype(np.uint8), bin_rate=BIN_RATE,
                 trial=np.arange(bins) // TRIAL,
             ).save(path)  # fmt: skip
         configs.append(DatasetConfig(session=name, path=str(path), keys_lags={"stim": list(range(lags))}))
@@ -241,19 +240,21 @@ class Trainee:
         self, model: Mapping[str, Any] | ModelConfig, sessions: Sequence[Prepared], *, usual_way: bool = False,
         device: str = "cpu", learning_rate: float = 1e-3,
     ):  # fmt: skip
-        specs = [SessionSpec.from_prepared(prepared) for prepared in sessions]
+        specs = [prepared.spec for prepared in sessions]
         self.twin = TwinModel(ModelConfig.model_validate(model), specs)
-        self.twin.initialise_rates([torch.from_numpy(prepared.mean_counts()) for prepared in sessions])
+        self.twin.initialise([prepared.statistics() for prepared in sessions])
         self.twin.to(device)
         if usual_way:
             self.twin.context = specs[0].n_lags - 1
         self.optimizer = torch.optim.AdamW(self.twin.parameters(), lr=learning_rate)
 
-    def step(self, batches: list[Batch]) -> Tensor:
+    def step(self, samples: list[Sample]) -> Tensor:
         """One optimizer step; the loss."""
-        rates = self.twin(batches)
-        count = sum(batch.mask.sum() for batch in batches)
-        loss = sum(poisson_nll(r, b.spikes, b.mask) for r, b in zip(rates, batches, strict=True)) / count
+        rates = self.twin([sample.clip for sample in samples])
+        loss = sum(
+            self.twin.per_session[sample.session].likelihood.nll(r, sample.target.responses, sample.target.mask)
+            for r, sample in zip(rates, samples, strict=True)
+        ) / sum(sample.target.mask.sum() for sample in samples)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.twin.parameters(), 1.0)
@@ -261,13 +262,13 @@ class Trainee:
         return loss
 
 
-def draw_batches(
+def draw_samples(
     sessions: Sequence[Prepared], *, predictions: int, length: int, context: int, seed: int = 0, shown: bool = True
-) -> list[Batch]:
+) -> list[Sample]:
     """One training batch, clips drawn at random."""
     table = clip_table(sessions, "train", length=length)
     rows = np.random.default_rng(seed).choice(len(table), max(1, predictions // table.length), replace=False)
-    return table.batches(rows, context=context, shown=shown)
+    return table.samples(rows, context=context, shown=shown)
 
 
 class StepClock(pl.Callback):
@@ -293,7 +294,7 @@ def fit(
     `between` is called after every step, and its time not counted.
     """
     data = MultiDatasetDM(configs, batch_size=batch_size, clip_len=clip_len, steps_per_epoch=3 + steps)
-    module = MultiDatasetModel(ModelConfig.model_validate(model), data.specs, mean_counts=data.mean_counts())
+    module = MultiDatasetModel(ModelConfig.model_validate(model), data.specs, statistics=data.statistics())
     clock = StepClock(between)
     trainer = pl.Trainer(
         accelerator="cpu", devices=processes, strategy=GradientSumStrategy() if processes > 1 else "auto",

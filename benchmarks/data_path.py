@@ -11,7 +11,7 @@ from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import prepare
 from training.pl_modules.multidataset_dm import ordered_map
 
-from .common import Result, Target, Trainee, cases, draw_batches, fit, main, write_sessions
+from .common import Result, Target, Trainee, cases, draw_samples, fit, main, write_sessions
 
 __all__ = ["TARGETS", "measure"]
 
@@ -30,7 +30,7 @@ def measure(folder: Path, quick: bool) -> Result:
         sessions = prepare(configs)
         trainee, length = Trainee(case.model, sessions), case.lengths[-1]
         shape = {"predictions": case.predictions, "length": length, "context": trainee.twin.context}
-        held, alone = cycle([draw_batches(sessions, seed=seed, **shape) for seed in range(4)]), []
+        held, alone = cycle([draw_samples(sessions, seed=seed, **shape) for seed in range(4)]), []
 
         def step_alone(trainee=trainee, held=held, alone=alone) -> None:
             began = time.perf_counter()
@@ -55,8 +55,8 @@ def gathering(sessions: list, *, context: int, batches: int) -> float:
     table, rng = clip_table(sessions, "train", length=32), np.random.default_rng(0)
     rows = [rng.choice(len(table), 8, replace=False) for _ in range(batches)]
     began = time.perf_counter()
-    gathered = ordered_map(lambda index: table.batches(rows[index], context=context), range(batches), threads=2)
-    frames = sum(batch.stimulus.shape[0] * batch.stimulus.shape[2] for part in gathered for batch in part)
+    gathered = ordered_map(lambda index: table.samples(rows[index], context=context), range(batches), threads=2)
+    frames = sum(s.clip.stimulus.shape[0] * s.clip.stimulus.shape[2] for part in gathered for s in part)
     return frames / (time.perf_counter() - began)
 
 

@@ -7,7 +7,7 @@ from neurotwin.analysis.evaluate import evaluate
 from neurotwin.data.clips import usable_runs
 from neurotwin.data.prepare import prepare
 
-from .common import Result, Target, Trainee, cases, draw_batches, interleaved, main, write_sessions
+from .common import Result, Target, Trainee, cases, draw_samples, interleaved, main, write_sessions
 
 __all__ = ["TARGETS", "measure"]
 
@@ -23,7 +23,7 @@ def measure(folder: Path, quick: bool) -> Result:
     for key, case in cases(quick).items():
         sessions = prepare(write_sessions(folder, 2, bins=3600, size=case.size, lags=case.lags))
         trainee, one = Trainee(case.model, sessions), sessions[:1]
-        batches = draw_batches(
+        batches = draw_samples(
             sessions, predictions=case.predictions, length=case.lengths[-1], context=trainee.twin.context
         )
         evaluated = sum(int(stop - start) for start, stop in usable_runs(one[0], "val"))

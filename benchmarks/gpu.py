@@ -1,6 +1,7 @@
 """The resnet on a GPU in bfloat16, stimuli on the device: predictions a second, arithmetic, waiting for the host."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from neurotwin.clip import Batch
+from neurotwin.clip import Sample
 from neurotwin.data.clips import show
 from neurotwin.data.prepare import prepare
 
-from .common import Result, Target, Trainee, cases, draw_batches, interleaved, main, write_sessions
+from .common import Result, Target, Trainee, cases, draw_samples, interleaved, main, write_sessions
 
 __all__ = ["TARGETS", "measure"]
 
@@ -33,7 +34,7 @@ def measure(folder: Path, quick: bool) -> Result:
     trainee = Trainee(case.model, sessions, device="cuda")
     sources = [torch.tensor(prepared.source, device="cuda") for prepared in sessions]
     shape = {"predictions": predictions, "length": case.lengths[-1], "context": trainee.twin.context}
-    batches = [batch.pin_memory() for batch in draw_batches(sessions, shown=False, **shape)]
+    batches = [batch.pin_memory() for batch in draw_samples(sessions, shown=False, **shape)]
     left, right = torch.rand(2, size, size, device="cuda", dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as counter, torch.autocast("cuda", torch.bfloat16):
         trainee.step(moved(batches, sources))
@@ -53,7 +54,7 @@ def measure(folder: Path, quick: bool) -> Result:
     return Result(columns, rows, figures)
 
 
-def step(trainee: Trainee, batches: list[Batch], sources: list[Tensor], times: int) -> None:
+def step(trainee: Trainee, batches: list[Sample], sources: list[Tensor], times: int) -> None:
     """Some steps, batches brought to the device each time, waited for at the end."""
     with torch.autocast("cuda", torch.bfloat16):
         for _ in range(times):
@@ -61,9 +62,10 @@ def step(trainee: Trainee, batches: list[Batch], sources: list[Tensor], times: i
     torch.cuda.synchronize()
 
 
-def moved(batches: list[Batch], sources: list[Tensor]) -> list[Batch]:
+def moved(batches: list[Sample], sources: list[Tensor]) -> list[Sample]:
     """Batches on the device, with the frames of the sources there."""
-    return [show(batch.to("cuda"), sources[batch.session]) for batch in batches]
+    moved = [sample.to("cuda") for sample in batches]
+    return [replace(s, clip=show(s.clip, sources[s.session])) for s in moved]
 
 
 def products(left: torch.Tensor, right: torch.Tensor, times: int) -> None:

@@ -59,7 +59,7 @@ def write_lab(folder: Path) -> list[str]:
         rng = np.random.default_rng(n_bins)
         movie = rng.integers(0, 256, (n_bins, 6, 6), dtype=np.uint8)
         spikes = rng.poisson(0.3 + movie[:, 2:4, 2:4].mean((1, 2))[:, None] / 128 * rng.random(3)).astype(np.uint8)
-        session = Session(name=name, stimulus=movie, spikes=spikes, bin_rate=60.0, trial=np.arange(n_bins) // 40)
+        session = Session(name=name, stimulus=movie, responses=spikes, bin_rate=60.0, trial=np.arange(n_bins) // 40)
         config = {
             "path": str(session.save(folder / f"{name}.safetensors")), "keys_lags": {"stim": "0..4"},
             "transforms": {"stim": {"source": "stim", "ops": ["pixelnorm"]}},

@@ -14,7 +14,7 @@ from neurotwin.config import DatasetConfig, load_dataset_configs, load_model_con
 from neurotwin.data.clips import clip_table, stream
 from neurotwin.data.prepare import Prepared, prepare
 from neurotwin.data.simulate import make_demo_sessions
-from neurotwin.metrics.poisson import PoissonSums, summarize
+from neurotwin.metrics import Sums, summarize
 
 from .common import ROOT, Result, Target, Trainee, cases, main, write_sessions
 
@@ -97,7 +97,7 @@ def train_until(
             if len(rows) < size:
                 rows = rng.permutation(len(table))
             began = time.perf_counter()
-            trainee.step(table.batches(rows[:size], context=trainee.twin.context))
+            trainee.step(table.samples(rows[:size], context=trainee.twin.context))
             seconds += time.perf_counter() - began
             rows, predictions = rows[size:], predictions + size * table.length
             if seconds >= limit:
@@ -115,10 +115,10 @@ def validate(trainee: Trainee, sessions: list[Prepared]) -> float:
     trainee.twin.eval()
     means = []
     for index, prepared in enumerate(sessions):
-        sums = PoissonSums(prepared.n_units)
-        for batch in stream(prepared, "val", context=trainee.twin.context, limit=0.25):
-            batch.session = index
-            sums.update(trainee.twin([batch])[0], batch.spikes, batch.mask)
+        sums = Sums(trainee.twin.per_session[index].likelihood)
+        for sample in stream(prepared, "val", context=trainee.twin.context, limit=0.25):
+            rates = trainee.twin([sample.of_session(index).clip])[0]
+            sums.update(rates, sample.target.responses, sample.target.mask)
         means.append(summarize(sums.compute()["bps"]).mean)
     trainee.twin.train()
     return float(np.mean(means))

@@ -8,7 +8,7 @@ import torch
 
 from neurotwin.data.prepare import prepare
 
-from .common import Result, Target, Trainee, cases, draw_batches, interleaved, main, write_sessions
+from .common import Result, Target, Trainee, cases, draw_samples, interleaved, main, write_sessions
 
 __all__ = ["TARGETS", "measure"]
 
@@ -27,9 +27,9 @@ def measure(folder: Path, quick: bool) -> Result:
         check_equal(clips, windows, sessions)
         steps = {}
         for length in case.lengths:
-            batches = draw_batches(sessions, predictions=case.predictions, length=length, context=clips.twin.context)
+            batches = draw_samples(sessions, predictions=case.predictions, length=length, context=clips.twin.context)
             steps[f"clips of {length}"] = partial(clips.step, batches)
-        batches = draw_batches(sessions, predictions=case.predictions, length=1, context=windows.twin.context)
+        batches = draw_samples(sessions, predictions=case.predictions, length=1, context=windows.twin.context)
         steps["windows"] = partial(windows.step, batches)
         seconds = interleaved(steps, repeats=1 if quick else 3)
         rows += [(case.name, name, case.predictions / s, seconds["windows"] / s) for name, s in seconds.items()]
@@ -39,14 +39,14 @@ def measure(folder: Path, quick: bool) -> Result:
 
 def check_equal(clips: Trainee, windows: Trainee, sessions: list) -> None:
     """Both ways predict the same, or there is nothing to compare."""
-    batch = draw_batches(sessions, predictions=4, length=4, context=windows.twin.context)[0]
+    clip = draw_samples(sessions, predictions=4, length=4, context=windows.twin.context)[0].clip
     for trainee in (clips, windows):
         trainee.twin.eval()
     with torch.inference_mode():
-        together = clips.twin([batch])[0]
+        together = clips.twin([clip])[0]
         for bin in range(4):
-            frames = batch.stimulus[:, :, bin : bin + windows.twin.context + 1]
-            window = replace(batch, stimulus=frames, spikes=batch.spikes[:, bin : bin + 1])
+            frames = clip.stimulus[:, :, bin : bin + windows.twin.context + 1]
+            window = replace(clip, stimulus=frames, length=1)
             torch.testing.assert_close(windows.twin([window])[0][:, 0], together[:, bin], rtol=1e-4, atol=1e-5)
     for trainee in (clips, windows):
         trainee.twin.train()

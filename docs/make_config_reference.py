@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from neurotwin import config
-from neurotwin.config import FILTERS, PARAMS, TRANSFORMS
+from neurotwin.config import KINDS, params_of, registered
 
 __all__ = ["render"]
 
@@ -25,7 +25,12 @@ TITLES = {
     "readout": "Readout (one a session)",
     "shifter": "Shifter (one a session)",
     "history_encoder": "History encoder (one a session)",
+    "pool": "Pool",
+    "likelihood": "Likelihood",
+    "link": "Output activation",
 }
+NAMED = {"norm": "Norms", "penalty": "Penalties", "penalty_schedule": "Schedules of penalties"}
+"""Kinds without parameters of their own: what each name means."""
 
 INTRODUCTION = """\
 # Configuration reference
@@ -96,12 +101,16 @@ def render() -> str:
     for model in nested(config.ModelConfig):
         lines += section(3, model.__name__, model, titles)
     shared: list[type[BaseModel]] = []
-    for part, kinds in PARAMS.items():
-        lines.append(f"### {TITLES[part]}\n\nTypes: {', '.join(f'`{name}`' for name in kinds)}.\n")
+    for part in TITLES:
+        kinds = {name: params_of(part, name) for name in registered(part)}
+        lines.append(f"### {TITLES[part]}\n\n{sentence(KINDS[part])} Types: {', '.join(f'`{n}`' for n in kinds)}.\n")
+        lines += meanings(part)
         for model, names in grouped(kinds):
-            if model is not config.NoParams:
+            if model.model_fields:
                 lines += section(4, ", ".join(f"`{name}`" for name in names), model, titles)
                 shared += [base for base in (*bases(model), *nested(model)) if base not in shared]
+    for kind, title in NAMED.items():
+        lines += [f"### {title}\n", *meanings(kind)]
     lines.append("### Shared by components\n")
     for model in sorted(shared, key=lambda model: model.__name__):
         if model not in titles:
@@ -110,11 +119,28 @@ def render() -> str:
     lines += section(3, "Session", config.DatasetConfig, titles)
     for model in nested(config.DatasetConfig):
         lines += section(3, model.__name__, model, titles)
-    for title, kinds in (("Transforms", TRANSFORMS), ("Filters", FILTERS)):
+    for title, kind in (("Transforms", "transform"), ("Filters", "filter")):
         lines.append(f"### {title}\n\nWritten `NAME: {{...}}` in `ops`, applied in order.\n")
-        for name, model in kinds.items():
-            lines += section(4, f"`{name}`", model, titles)
+        for name in registered(kind):
+            lines += section(4, f"`{name}`", params_of(kind, name), titles)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def sentence(text: str) -> str:
+    """A phrase as a sentence."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def meanings(kind: str) -> list[str]:
+    """One line for each name of a kind: what it stands for."""
+    groups: dict[Any, list[str]] = {}
+    for name, definition in registered(kind).items():
+        groups.setdefault(definition, []).append(name)
+    rows = []
+    for definition, names in groups.items():
+        meaning = (definition.__doc__ or "").strip().split("\n\n")[0]
+        rows.append(f"- {', '.join(f'`{name}`' for name in names)}: {' '.join(meaning.split())}")
+    return ["\n".join(rows) + "\n"]
 
 
 def section(level: int, title: str, model: type[BaseModel], titles: dict[type[BaseModel], str]) -> list[str]:
@@ -170,8 +196,8 @@ def spell(annotation: Any) -> str:
         return f"[{', '.join(spell(a) for a in arguments)}]"
     if origin is dict:
         return f"mapping of names to {spell(arguments[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, config.Part):
-        return f"[{annotation.part}](#{anchor(TITLES[annotation.part])})"
+    if isinstance(annotation, type) and issubclass(annotation, config.Part | config.FlatPart):
+        return f"[{annotation.kind.replace('_', ' ')}](#{anchor(TITLES[annotation.kind])})"
     if isinstance(annotation, type) and issubclass(annotation, config.Op):
         return f"[{annotation.kind}s](#{annotation.kind}s)"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -192,7 +218,7 @@ def default(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, config.Part):
+    if isinstance(value, config.Part | config.FlatPart):
         value = {"type": value.type}
     elif isinstance(value, BaseModel):
         value = value.model_dump(mode="json", exclude_defaults=True)
@@ -224,7 +250,7 @@ def nested(model: type[BaseModel]) -> list[type[BaseModel]]:
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [] if issubclass(annotation, config.Part | config.Op) else [annotation]
+        return [] if issubclass(annotation, config.Part | config.FlatPart | config.Op) else [annotation]
     return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 

@@ -78,7 +78,7 @@ def draw_filters(axes: list[Axes], session: Session, units: Units) -> None:
         bins = np.flatnonzero(flashed)
         ago = filters.shape[1] - 1 - lag
         bins = bins[bins >= ago]
-        counts = session.spikes[bins, unit].astype(np.float32)
+        counts = session.responses[bins, unit].astype(np.float32)
         frames = session.stimulus[bins - ago].astype(np.float32) - 127
         average = np.tensordot(counts - counts.mean(), frames, axes=1) / counts.sum()
         ms = 1000 * ago / BIN_RATE
@@ -93,7 +93,7 @@ def draw_filters(axes: list[Axes], session: Session, units: Units) -> None:
 def draw_repeats(ax: Axes, session: Session, units: Units) -> None:
     unit = int(np.argmax(units.amplitude * (units.complexity < 0.2)))
     length = session.repeat_id.max() + 1
-    spikes = session.spikes[session.repeat_id >= 0, unit].reshape(-1, length)
+    spikes = session.responses[session.repeat_id >= 0, unit].reshape(-1, length)
     rate = session.true_rate[session.repeat_id >= 0, unit].reshape(-1, length) * BIN_RATE
     seconds = np.arange(length) / BIN_RATE
     bins = 4
@@ -129,7 +129,7 @@ def draw_saccades(ax: Axes, sessions: list[Session], units: list[Units]) -> None
         onsets = onsets[within.all(1)]
         around = onsets[:, None] + window
         gain = population.gain(session.behavior["pupil"], session.behavior["eyevel"])
-        for signal, found in ((session.spikes, rates), (gain, gains)):
+        for signal, found in ((session.responses, rates), (gain, gains)):
             found.append((signal[around].mean(0) / signal[viewing].mean(0)).mean(1))
     ax.axhline(1, color="k", lw=0.8, ls=":")
     ax.plot(window / BIN_RATE * 1000, np.mean(rates, axis=0), color="k", label="spikes")
@@ -147,7 +147,9 @@ def draw_oracle(ax: Axes, sessions: list[Session], units: list[Units], is_comple
         still = session.true_rate / gain
         still *= session.true_rate[used].mean(0) / still[used].mean(0)
         for rate, found in ((session.true_rate, full), (still, sighted)):
-            pairs = [values.reshape(-1, 2, values.shape[1]).sum(1) for values in (session.spikes.astype(float), rate)]
+            pairs = [
+                values.reshape(-1, 2, values.shape[1]).sum(1) for values in (session.responses.astype(float), rate)
+            ]
             found.append(bits_per_spike(*(values[used.reshape(-1, 2).all(1)] for values in pairs)))
     full, sighted = np.concatenate(full), np.concatenate(sighted)
     for group, color in ((~is_complex, SIMPLE), (is_complex, COMPLEX)):

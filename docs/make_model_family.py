@@ -8,9 +8,10 @@ import numpy as np
 from neurotwin.analysis.inspect import inspect_model
 from neurotwin.config import DatasetConfig, load_dataset_configs, load_model_config
 from neurotwin.data.simulate import DEMO_SESSIONS, FRAME_SIZE
-from neurotwin.data.transforms import behavior_names
-from neurotwin.models.spec import SessionSpec
-from neurotwin.models.twin import TwinModel
+from neurotwin.data.pipelines import behavior_names
+from neurotwin.data.spec import SessionSpec
+from neurotwin.models import TwinModel
+from neurotwin.models.network import CORE_PARTS
 
 __all__ = ["render"]
 
@@ -20,7 +21,6 @@ FAMILIES = {
     "The default list": ("", "Small: what `experiments/run_all_models_backimage.sh` trains within ten minutes."),
     "The full family": ("full", "At the size of a GPU; chosen with `--family full`."),
 }
-CORE = ("frontend", "convnet", "modulator", "recurrent")
 
 INTRODUCTION = """\
 # The shipped models
@@ -66,7 +66,7 @@ def demo_spec(config: DatasetConfig) -> SessionSpec:
 def row(path: Path, sessions: Sequence[SessionSpec]) -> str:
     """One model as a row of the table."""
     anatomy = inspect_model(TwinModel(load_model_config(path), sessions))
-    everything, core = sum(anatomy.parameters.values()), sum(anatomy.parameters[part] for part in CORE)
+    everything, core = sum(anatomy.parameters.values()), sum(anatomy.parameters[part] for part in CORE_PARTS)
     n_units = sum(len(spec.unit_ids) for spec in sessions)
     bins, height, width = anatomy.receptive_field
     field = f"{bins} bins, {height} x {width} pixels" if height else "behaviour of the bin"

@@ -93,8 +93,8 @@ class Softplus(Link):
         return rate + (-(-self.beta * rate).expm1()).clamp_min(torch.finfo(rate.dtype).tiny).log() / self.beta
 
     def extra_repr(self) -> str:
-        """What a printed model shows."""
-        return f"beta={float(self.beta):g}, learned={self.log_beta is not None}"
+        """What a printed model shows: β at the start, and whether it is learned."""
+        return f"beta={self._beta:g}, learned={self.log_beta is not None}"
 
 
 @register("link", "relu")

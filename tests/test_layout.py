@@ -33,7 +33,7 @@ LAYERS = (
     ("neurotwin", "neurotwin.cli", "training"),
 )
 """Imports run from a later line to an earlier one, never back."""
-OPTIONAL = {"pynwb", "h5py", "hdmf", "wandb", "optuna"}
+OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna"}
 """Extras: imported where they are used, since they may be absent."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..clip import Batch
+from ..clip import Clip
 from ..models.twin import TwinModel
 
 __all__ = ["GratingTuning", "drifting_grating", "grating_tuning", "most_exciting_image", "receptive_field", "responses"]
@@ -73,19 +73,9 @@ def responses(twin: TwinModel, movies: Tensor, *, session: str | int, behavior: 
         (N, T − context, U) expected counts per bin.
     """
     index, length = twin.session_index(session), movies.shape[1] - twin.context
-    n_units = len(twin.sessions[index].unit_ids)
     movies = movies[:, :, None] if movies.ndim == 4 else movies
     held = None if behavior is None else behavior.to(movies.device).expand(*movies.shape[:2], -1)
-    silence = movies.new_zeros(len(movies), length, n_units)
-    batch = Batch(
-        session=index,
-        stimulus=movies.transpose(1, 2),
-        spikes=silence,
-        mask=silence.bool(),
-        bins=torch.arange(len(movies)),
-        behavior=held,
-    )
-    return twin([batch])[0]
+    return twin([Clip(index, length, movies.transpose(1, 2), behavior=held)])[0]
 
 
 def receptive_field(
@@ -164,7 +154,7 @@ def grating_tuning(
         movie = drifting_grating(
             (height, width), twin.context + n_bins, direction=direction, cycles_per_pixel=cycles_per_pixel,
             cycles_per_bin=per_bin, contrast=contrast,
-        ).to(next(twin.parameters()))  # fmt: skip
+        ).to(twin.like)  # fmt: skip
         movie = movie[None, :, None].expand(1, -1, channels, -1, -1)
         rates = responses(twin, movie, session=session, behavior=behavior)[0].double() * spec.bin_rate
         wave = torch.exp(-2j * torch.pi * per_bin * torch.arange(n_bins, device=rates.device))[:, None]
@@ -226,4 +216,4 @@ def _column(twin: TwinModel, unit_id: int, session: str | int) -> int:
 def _grey(twin: TwinModel, session: str | int) -> Tensor:
     """One grey movie of the length that a prediction needs, (1, T, C, H, W)."""
     spec = twin.sessions[twin.session_index(session)]
-    return next(twin.parameters()).new_full((1, twin.context + 1, *spec.frame_shape), GREY)
+    return twin.like.new_full((1, twin.context + 1, *spec.frame_shape), GREY)

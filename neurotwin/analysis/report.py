@@ -1,6 +1,5 @@
 """The results of several runs in one table: as text, as markdown, and as a page that needs nothing else."""
 
-import base64
 import csv
 import html
 import json
@@ -14,8 +13,9 @@ import numpy as np
 
 from ..metrics.table import EvaluationError, Table, summarize_table
 from . import plots
+from .page import html_image, html_table, standalone_page
 
-__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "summary_text", "text_table"]
+__all__ = ["Run", "html_page", "load_run", "markdown_table", "page", "report_rows", "summary_text", "text_table"]
 
 _RECORD = ("name", "parameters")
 
@@ -153,9 +153,7 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
 def html_page(runs: Sequence[Run], title: str = "Runs") -> str:
     """The table, learning curves, units against their oracle, and the record of each run: one file without links."""
     rows = report_rows(runs)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row.values()) + "</tr>" for row in rows)
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>']
+    parts = [f"<h1>{html.escape(title)}</h1>", html_table(rows)]
     parts.append(
         "<p>BPS: bits per spike on the validation part. Mean: over sessions, each one vote. Median: over units. Of "
         "oracle: mean BPS as a share of that of the true rate. NaN: units without a spike, left out.</p>"
@@ -167,47 +165,18 @@ def html_page(runs: Sequence[Run], title: str = "Runs") -> str:
     }
     if drawn:
         figure = plots.learning_curves(drawn, xlabel="epoch", ylabel="validation, bits per spike")
-        parts.append("<h2>Learning curves</h2>" + _image(figure, "Validation BPS over epochs"))
+        parts.append("<h2>Learning curves</h2>" + html_image(figure, "Validation BPS over epochs"))
     parts.append('<div class="runs">')
     for name, run in _named(runs):
         parts.append(f"<section><h2>{html.escape(name)}</h2>")
         if run.table is not None:
-            parts.append(_image(plots.units_against_oracle(run.table), f"BPS of the units of {name}"))
+            parts.append(html_image(plots.units_against_oracle(run.table), f"BPS of the units of {name}"))
         record = html.escape(json.dumps(run.record, indent=2))
         parts.append(
             f"<details><summary>{html.escape(str(run.folder))}</summary><pre>{record}</pre></details></section>"
         )
     parts.append("</div>")
-    return _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(parts))
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-.wide { overflow-x: auto }
-.runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 0 2rem }
-.runs > * { min-width: 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
-th { border-bottom: 2px solid #222 }
-img { max-width: 100%; height: auto }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 12px }
-summary { cursor: pointer; color: #555 }
-"""
+    return standalone_page(title, parts)
 
 
 def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
@@ -217,11 +186,6 @@ def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
         (model if models.count(model) == 1 else f"{model} ({run.folder.name})", run)
         for model, run in zip(models, runs, strict=True)
     ]
-
-
-def _image(figure: Any, alt: str) -> str:
-    data = base64.b64encode(plots.png(figure)).decode()
-    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>'
 
 
 def _read_curves(path: Path) -> dict[str, np.ndarray]:

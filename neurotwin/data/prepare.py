@@ -26,7 +26,7 @@ from .formats import as_session_file
 from .session import Session, SessionError
 from .spec import SessionSpec
 
-__all__ = ["Prepared", "outline", "prepare", "prepare_session"]
+__all__ = ["Prepared", "open_session", "outline", "prepare", "prepare_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +156,7 @@ def outline(configs: Sequence[DatasetConfig]) -> list[SessionSpec]:
     """
     specs = []
     for config in configs:
-        session = Session.load(_session_file(config)[0], verify=False)
-        specs.append(outline_session(session, config))
+        specs.append(outline_session(open_session(config), config))
     _check_alike(specs)
     return specs
 
@@ -212,6 +211,17 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     spec = SessionSpec.from_json(metadata["spec"] | {"config": {}})
     source = arrays.pop("stimulus", session.stimulus)
     return Prepared(spec=replace(spec, subject=config.subject, config=config), source=source, key=key, **arrays)
+
+
+def open_session(config: DatasetConfig) -> Session:
+    """The recording that a config names, its arrays memory-mapped; data of another layout are converted first.
+
+    Raises
+    ------
+    SessionError
+        If it is missing or broken.
+    """
+    return Session.load(_session_file(config)[0], verify=False)
 
 
 def _check_alike(specs: Sequence[SessionSpec]) -> None:

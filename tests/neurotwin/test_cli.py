@@ -122,15 +122,6 @@ def test_report(lab, capsys, tmp_path):
     assert run(capsys, "report", tmp_path / "run", "--markdown")[1].startswith("| model |")
 
 
-def test_convert(capsys, tmp_path):
-    np.savez(tmp_path / "ada_7.npz", stimulus=np.zeros((9, 4, 4), np.uint8), spikes=np.ones((9, 2)))
-    code, out, _ = run(capsys, "convert", tmp_path / "ada_7.npz", tmp_path / "out", "--bin_rate", 60)
-    assert code == 0 and Session.load(out.strip()).bin_rate == 60
-    assert out.strip() == str(tmp_path / "out" / "ada_7.safetensors")
-    code, _, err = run(capsys, "convert", tmp_path / "ada_7.npz", tmp_path / "out", "--bin_rate", 60)
-    assert code == 2 and "exists" in err
-
-
 def test_simulate(capsys, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
@@ -154,7 +145,9 @@ def test_simulate(capsys, tmp_path, monkeypatch):
         (["compare", "{lab}/a", "{lab}/b"], "no such run"),
         (["compare", "{lab}/model.yaml", "{lab}/model.yaml"], "not a table of units"),
         (["convert", "{lab}/absent.npz", "{lab}/out"], "no such file"),
-        (["convert", "{lab}/model.yaml", "{lab}/out"], "not an .npz file"),
+        (["convert", "{lab}/model.yaml", "{lab}/out"], "not a recording of a known layout"),
+        (["inspect"], "give a recording, or --model_config"),
+        (["inspect", "{lab}/absent.npz"], "absent.npz: no such file"),
         (["schema", "{lab}/model.yaml"], "model.yaml"),
     ],
 )  # fmt: skip

@@ -41,8 +41,8 @@ def score(checkpoint: str | Path, data_dir: str | Path | None = None) -> tuple[n
     session = Session.load(path)
     test = np.flatnonzero(session.split == "test")
     n_repeats = len(np.unique(session.trial[test]))
-    psth = session.spikes[test].reshape(n_repeats, -1, session.n_units).mean(axis=0)
-    rates = twin.predict(session.stimulus[test[: len(psth)]], session=session.name)
+    psth = session.responses[test].reshape(n_repeats, -1, session.n_units).mean(axis=0)
+    rates = twin.predict(session.stimulus[test[: len(psth)]], session=session.name, bin_rate=session.bin_rate)
     first = -(-twin.context // FRAME_BINS)  # frame; those before lack a past to predict from
     rates, psth = (x.reshape(-1, FRAME_BINS, session.n_units).sum(axis=1)[first:] for x in (rates, psth))
     return bits_per_spike, pearsonr(rates, psth, axis=0).statistic

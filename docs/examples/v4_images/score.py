@@ -36,8 +36,8 @@ def score(checkpoint: str | Path, data_dir: str | Path | None = None) -> dict[st
             path = Path(spec.config.path)
             session = Session.load(path if data_dir is None else Path(data_dir) / path.name)
             test = session.valid & (session.split == "test")
-            rates = twin.predict(session.stimulus[test], session=spec.name)
-            mean_response = session.spikes[test] / session.exposure[test, None]
+            rates = twin.predict(session.stimulus[test], session=spec.name, bin_rate=session.bin_rate)
+            mean_response = session.responses[test] / session.exposure[test, None]
             correlations[spec.name] = pearsonr(rates, mean_response, axis=0).statistic
     return correlations
 

@@ -1,14 +1,10 @@
 """Readers, on small files that the tests write."""
 
-from datetime import UTC, datetime
-
 import numpy as np
 import pytest
 
 from neurotwin.config import DatasetConfig
 from neurotwin.data.formats.arrays import read_arrays
-from neurotwin.data.formats.nwb import read_nwb
-from neurotwin.data.formats.sensorium import read_sensorium
 from neurotwin.data.prepare import outline, prepare_session
 from neurotwin.data.session import Session, SessionError
 
@@ -61,115 +57,6 @@ def test_arrays_that_are_no_session(tmp_path):
         read_arrays(tmp_path / "text.npz")
 
 
-def write_sensorium(folder, kind, stimuli, responses, behavior, pupil, tiers):
-    for name, values in ((kind, stimuli), ("responses", responses), ("behavior", behavior), ("pupil_center", pupil)):
-        (folder / "data" / name).mkdir(parents=True)
-        for trial, value in enumerate(values):
-            if value is not None:
-                np.save(folder / "data" / name / f"{trial}.npy", value)
-    (folder / "meta" / "trials").mkdir(parents=True)
-    (folder / "meta" / "neurons").mkdir(parents=True)
-    np.save(folder / "meta" / "trials" / "tiers.npy", np.array(tiers))
-    np.save(folder / "meta" / "neurons" / "unit_ids.npy", np.array([11, 12]))
-    np.save(folder / "meta" / "neurons" / "cell_motor_coordinates.npy", np.arange(6).reshape(2, 3))
-
-
-def test_sensorium_images(tmp_path, rng):
-    images = [rng.integers(0, 256, (1, 4, 6)).astype(np.float32) for _ in range(5)]
-    images[4] = images[2]  # shown again
-    responses = [rng.random(2) for _ in range(5)]
-    behavior = [rng.random(3) for _ in range(5)]
-    pupil = [rng.random(2) for _ in range(5)]
-    responses[3] = None  # held back
-    write_sensorium(
-        tmp_path / "m1", "images", images, responses, behavior, pupil,
-        ["train", "validation", "test", "final_test", "test"],
-    )  # fmt: skip
-    session = read_sensorium(tmp_path / "m1", bin_rate=2.0)
-    assert session.stimulus.shape == (5, 4, 6) and session.name == "m1"
-    np.testing.assert_array_equal(session.stimulus[1], images[1][0])
-    np.testing.assert_allclose(session.spikes[[0, 1, 2, 4]], np.array([responses[i] for i in (0, 1, 2, 4)]), rtol=1e-6)
-    assert session.valid.tolist() == [True, True, True, False, True]
-    assert session.split.tolist() == ["train", "val", "test", "test", "test"]
-    assert session.repeat_id.tolist() == [-1, -1, 2, -1, 2]
-    assert session.trial.tolist() == [0, 1, 2, 3, 4] and session.unit_ids.tolist() == [11, 12]
-    np.testing.assert_allclose(session.behavior["running"], [b[2] for b in behavior], rtol=1e-6)
-    np.testing.assert_allclose(session.behavior["pupil_center"], pupil, rtol=1e-6)
-    with pytest.raises(SessionError, match="give --bin_rate"):
-        read_sensorium(tmp_path / "m1")
-
-
-def test_sensorium_videos(tmp_path, rng):
-    videos = [np.full((3, 4, 8), np.nan) for _ in range(3)]
-    lengths = [5, 8, 5]
-    for video, length in zip(videos, lengths, strict=True):
-        video[..., :length] = rng.integers(0, 256, (3, 4, length))
-    videos[2] = videos[0].copy()
-    responses = [rng.random((2, 8)) for _ in range(3)]
-    behavior = [rng.random((2, 8)) for _ in range(3)]
-    behavior[1][0, 3] = np.nan
-    pupil = [rng.random((2, 8)) for _ in range(3)]
-    write_sensorium(tmp_path, "videos", videos, responses, behavior, pupil, ["oracle", "train", "live_test_main"])
-    session = read_sensorium(tmp_path, name="mouse_1")
-    assert session.stimulus.shape == (18, 3, 4) and session.bin_rate == 30 and session.subject == "mouse"
-    np.testing.assert_array_equal(session.stimulus[5:13], np.moveaxis(videos[1], -1, 0))
-    np.testing.assert_allclose(session.spikes[5:13], responses[1].T, rtol=1e-6)
-    np.testing.assert_allclose(session.spikes[13:], responses[2].T[:5], rtol=1e-6)
-    assert np.flatnonzero(~session.valid).tolist() == [8]
-    assert session.trial.tolist() == [0] * 5 + [1] * 8 + [2] * 5
-    assert session.split.tolist() == ["val"] * 5 + ["train"] * 8 + ["test"] * 5
-    assert session.repeat_id.tolist() == [*range(5), *[-1] * 8, *range(5)]
-    np.testing.assert_allclose(session.behavior["pupil_dilation"][13:], behavior[2][0, :5], rtol=1e-6)
-
-
-def test_sensorium_folders_that_are_none(tmp_path, rng):
-    with pytest.raises(SessionError, match="neither data/images nor data/videos"):
-        read_sensorium(tmp_path)
-    write_sensorium(tmp_path, "images", [np.full((1, 2, 2), 300.0)], [np.ones(2)], [], [], ["train"])
-    with pytest.raises(SessionError, match=r"0\.npy: pixels must lie between 0 and 255"):
-        read_sensorium(tmp_path, bin_rate=2)
-
-
-def test_nwb_without_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pynwb", None)
-    with pytest.raises(SessionError, match=r"pip install 'neurotwin\[nwb\]'"):
-        read_nwb(tmp_path / "a.nwb")
-
-
-@pytest.mark.filterwarnings("ignore")  # of pynwb's own dependencies
-def test_nwb(tmp_path, rng):
-    pynwb = pytest.importorskip("pynwb")
-    file = pynwb.NWBFile("test", "id", datetime(2026, 1, 1, tzinfo=UTC))
-    file.subject = pynwb.file.Subject(subject_id="ada", species="Macaca mulatta")
-    movie = rng.integers(0, 256, (30, 4, 5)).astype(np.uint8)
-    file.add_stimulus(pynwb.image.ImageSeries("movie", data=movie, unit="n.a.", starting_time=1.0, rate=10.0))
-    times = [np.sort(rng.uniform(0, 5, 40)), np.array([1.05, 1.06, 3.99, 4.01])]
-    for unit, spike_times in zip((3, 9), times, strict=True):
-        file.add_unit(spike_times=spike_times, id=unit)
-    file.add_trial(start_time=1.0, stop_time=2.0)
-    file.add_trial(start_time=2.5, stop_time=4.0)
-    module = file.create_processing_module("behavior", "behaviour")
-    module.add(pynwb.TimeSeries("running", data=np.arange(50.0), unit="cm/s", starting_time=0.0, rate=10.0))
-    gaze = pynwb.behavior.SpatialSeries(
-        "gaze", data=rng.random((12, 2)), timestamps=np.linspace(1, 3.6, 12), reference_frame="screen"
-    )
-    module.add(pynwb.behavior.EyeTracking(spatial_series=gaze, name="eye"))
-    with pynwb.NWBHDF5IO(tmp_path / "ada_5.nwb", "w") as out:
-        out.write(file)
-
-    session = read_nwb(tmp_path / "ada_5.nwb")
-    assert (session.name, session.subject, session.bin_rate) == ("ada_5", "ada", pytest.approx(10))
-    np.testing.assert_array_equal(session.stimulus, movie)
-    edges = 1 + np.arange(31) / 10
-    for unit in range(2):
-        np.testing.assert_array_equal(session.spikes[:, unit], np.histogram(times[unit], edges)[0])
-    assert session.unit_ids.tolist() == [3, 9]
-    assert session.trial.tolist() == [0] * 10 + [-1] * 5 + [1] * 15
-    np.testing.assert_allclose(session.behavior["running"], 10 * (edges[:-1] + 0.05), rtol=1e-6)
-    assert session.behavior["eye_gaze"].shape == (30, 2)
-    assert session.valid.tolist() == ((edges[:-1] + 0.05) <= 3.6).tolist()
-    with pytest.raises(SessionError, match="no movie 'mvie'; did you mean 'movie'"):
-        read_nwb(tmp_path / "ada_5.nwb", stimulus="mvie")
 
 
 def test_a_config_may_name_data_of_another_format(tmp_path):
