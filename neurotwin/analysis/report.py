@@ -15,7 +15,7 @@ from ..metrics.table import EvaluationError, Table, summarize_table
 from . import plots
 from .page import html_image, html_table, standalone_page
 
-__all__ = ["Run", "html_page", "load_run", "markdown_table", "page", "report_rows", "summary_text", "text_table"]
+__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "summary_text", "text_table"]
 
 _RECORD = ("name", "parameters")
 
@@ -71,6 +71,7 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     The mean is over sessions, each one vote, the median over units; a run without a table of units shows "failed".
     """
     subjects = dict.fromkeys(subject for run in runs if run.table for subject in run.table["subject"].tolist())
+    merits = list(dict.fromkeys(_merit(run.table) for run in runs if run.table)) or ["BPS"]
     rows = []
     for run in runs:
         row = {
@@ -79,17 +80,18 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "wall time": _duration(run.record["wall_s"]) if "wall_s" in run.record else "",
         }
         if run.table is None:
-            rows.append(row | {"mean BPS": "failed"})
+            rows.append(row | {f"mean {merits[0]}": "failed"})
             continue
+        merit = _merit(run.table)
         groups = {(group.scope, group.name): group for group in summarize_table(run.table)}
         total = groups["run", ""]
         fraction = summarize_table(run.table, "fraction_of_oracle")[-1].mean
         row |= {
-            "mean BPS": _number(total.mean),
-            "median BPS": _number(total.median),
+            f"mean {merit}": _number(total.mean),
+            f"median {merit}": _number(total.median),
             "of oracle": _percent(fraction),
             **{
-                f"BPS {subject}": _number(groups["subject", subject].mean)
+                f"{merit} {subject}": _number(groups["subject", subject].mean)
                 for subject in subjects
                 if ("subject", subject) in groups
             },
@@ -97,25 +99,39 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "NaN": str(total.n_nan),
         }
         rows.append(row)
-    names = ["model", "parameters", "wall time", "mean BPS", "median BPS", "of oracle"]
-    names += [f"BPS {subject}" for subject in subjects] + ["units", "NaN"]
+    names = ["model", "parameters", "wall time"]
+    for merit in merits:
+        names += [f"mean {merit}", f"median {merit}", *(["of oracle"] if merit == "BPS" else [])]
+        names += [f"{merit} {subject}" for subject in subjects]
+    names += ["units", "NaN"]
     filled = [name for name in names if any(row.get(name) for row in rows)]
     return [{name: row.get(name, "") for name in filled} for row in rows]
 
 
+def _merit(table: Table) -> str:
+    """What a table's figure of merit is called in a heading."""
+    return {"bps": "BPS", "correlation": "r"}.get(table.figure_of_merit, table.figure_of_merit)
+
+
 def summary_text(table: Table) -> str:
     """The figures of sessions, subjects and the run, as text; those that no unit has are left out."""
-    metrics = {"mean BPS": "bps", "D²": "d2", "r": "correlation", "CC_norm": "cc_norm", "FEVE": "feve"}
-    groups = {title: summarize_table(table, metric) for title, metric in metrics.items()}
-    fractions = summarize_table(table, "fraction_of_oracle")
+    titles = {"bps": "BPS", "bits_per_bin": "bits/bin", "d2": "D²", "correlation": "r", "cc_norm": "CC_norm"}
+    titles["feve"] = "FEVE"
+    if table.figure_of_merit == "bps":
+        del titles["bits_per_bin"]  # it says the same
+    groups = {metric: summarize_table(table, metric) for metric in titles}
+    groups = {metric: parts for metric, parts in groups.items() if parts[-1].n}
+    fractions, counted = summarize_table(table, "fraction_of_oracle"), summarize_table(table)
     rows = []
-    for index, bps in enumerate(groups["mean BPS"]):
-        row = {"": f"{bps.scope} {bps.name}".strip(), "mean BPS": _number(bps.mean), "median BPS": _number(bps.median)}
-        row["of oracle"] = _percent(fractions[index].mean)
-        row |= {title: _number(groups[title][index].mean) for title in metrics if groups[title][-1].n}
-        rows.append(row | {"units": str(bps.n), "NaN": str(bps.n_nan)})
-    if math.isnan(fractions[-1].mean):
-        rows = [{title: cell for title, cell in row.items() if title != "of oracle"} for row in rows]
+    for index, group in enumerate(counted):
+        row = {"": f"{group.scope} {group.name}".strip()}
+        for metric, parts in groups.items():
+            row[f"mean {titles[metric]}"] = _number(parts[index].mean)
+            if metric in (table.figure_of_merit, "correlation"):
+                row[f"median {titles[metric]}"] = _number(parts[index].median)
+            if metric == "bps" and not math.isnan(fractions[-1].mean):
+                row["of oracle"] = _percent(fractions[index].mean)
+        rows.append(row | {"units": str(group.n), "NaN": str(group.n_nan)})
     return text_table(rows)
 
 

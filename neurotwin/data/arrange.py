@@ -103,6 +103,7 @@ def arrange(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[s
     spec = _spec(
         session, config, columns, frame=shape, scale=scale, names=names, fitted=fitted, stimulus_range=stimulus_range,
         response_range=(float(responded.min(initial=0)), float(responded.max(initial=0))),
+        whole_responses=bool(np.array_equal(responded, np.round(responded))), exposed=bool((exposure != 1).any()),
     )  # fmt: skip
     return arrays, spec
 

@@ -77,8 +77,11 @@ class Streamed:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, part: slice | tuple) -> np.ndarray:
+    def __getitem__(self, part: int | slice | tuple) -> np.ndarray:
         first, *rest = part if isinstance(part, tuple) else (part,)
+        if isinstance(first, int | np.integer):
+            index = range(len(self))[first]
+            return self.read(index, index + 1)[(0, *rest)]
         start, stop, step = first.indices(len(self))
         return self.read(start, stop)[(slice(None, None, step), *rest)]
 

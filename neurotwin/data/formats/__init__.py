@@ -8,20 +8,24 @@ from pydantic import ValidationError
 
 from ...config import define, registered
 from ..session import Session, SessionError
-from . import arrays, experanto, nwb, sensorium
+from . import arrays, dset, experanto, image_trials, nwb, retina, sensorium, suite2p
 from .base import Format, source_stamp
 
 __all__ = [
     "Format",
     "arrays",
     "as_session_file",
+    "dset",
     "experanto",
     "find_format",
+    "image_trials",
     "nwb",
     "read_session",
     "reader_for",
+    "retina",
     "sensorium",
     "source_stamp",
+    "suite2p",
 ]
 
 logger = logging.getLogger(__name__)
