@@ -60,7 +60,7 @@ def test_same_seed_same_bits_and_another_seed_others(session: Session) -> None:
     for key, value in arrays(session).items():
         assert value.dtype == again[key].dtype and value.tobytes() == again[key].tobytes(), key
     other = simulate_session("ada_demo1", n_trials=SHORT, seed=1)
-    for key in ("stimulus", "spikes", "true_rate"):
+    for key in ("stimulus", "responses", "true_rate"):
         assert not np.array_equal(getattr(session, key), getattr(other, key)), key
 
 
@@ -72,7 +72,7 @@ def test_nothing_touches_the_global_generator(session: Session) -> None:
 
 
 def test_spikes_are_poisson_given_the_rate(session: Session) -> None:
-    rate, spikes = session.true_rate.astype(float), session.spikes.astype(float)
+    rate, spikes = session.true_rate.astype(float), session.responses.astype(float)
     z = (spikes.sum(0) - rate.sum(0)) / np.sqrt(rate.sum(0))
     assert np.abs(z).max() < 4 and 0.5 < z.std() < 1.6
     # Where bins are grouped by their rate, counts have the rate's mean and variance; chi² has one degree a bin.
@@ -225,7 +225,7 @@ def test_spike_triggered_average_of_gabors_finds_a_simple_unit() -> None:
     unit = int(np.argmax((1 - units.complexity) * units.amplitude))
     filters = units.filters()[unit]
     contrast = session.stimulus.astype(np.float32) - 127
-    counts = session.spikes[:, unit] - session.spikes[:, unit].mean(dtype=np.float32)
+    counts = session.responses[:, unit] - session.responses[:, unit].mean(dtype=np.float32)
     average = np.stack(
         [np.tensordot(counts[ago:], contrast[: len(contrast) - ago], axes=1) for ago in range(filters.shape[0])][::-1]
     )
@@ -237,7 +237,7 @@ def test_spike_triggered_average_of_gabors_finds_a_simple_unit() -> None:
 def test_spike_triggered_average_of_noise_is_the_linear_filter() -> None:
     session, filters = simulate_linear_session()
     length, contrast = filters.shape[1], session.stimulus.astype(np.float32) - 127
-    counts = session.spikes - session.spikes.mean(0, dtype=np.float32)
+    counts = session.responses - session.responses.mean(0, dtype=np.float32)
     average = np.stack([np.tensordot(counts[ago:].T, contrast[: len(contrast) - ago], axes=1) for ago in range(length)])
     for unit in range(len(filters)):
         assert np.corrcoef(average[::-1, unit].ravel(), filters[unit].ravel())[0, 1] > 0.9
@@ -247,7 +247,7 @@ def test_save_and_load(session: Session, tmp_path) -> None:
     loaded = Session.load(session.save(tmp_path / "ada_demo1.safetensors"))
     for key, value in arrays(session).items():
         assert np.array_equal(value, arrays(loaded)[key]), key
-    assert (loaded.name, loaded.subject, loaded.info["pixels_per_degree"]) == ("ada_demo1", "ada", "28.0")
+    assert loaded == session and (loaded.name, loaded.subject, loaded.pixels_per_degree) == ("ada_demo1", "ada", 28.0)
 
 
 def test_make_demo_sessions_writes_only_what_is_absent(tmp_path, monkeypatch, caplog) -> None:
