@@ -85,7 +85,7 @@ def report_rows(runs: Sequence[Run], tests: Sequence[Table | None] = ()) -> list
         Their figures on the test split, where known; shown beside those of validation.
     """
     subjects = dict.fromkeys(subject for run in runs if run.table for subject in run.table["subject"].tolist())
-    merits = list(dict.fromkeys(merit_title(run.table) for run in runs if run.table)) or ["BPS"]
+    merits = list(dict.fromkeys(merit_title(run.table.figure_of_merit) for run in runs if run.table)) or ["BPS"]
     rows = []
     for name, run, test in zip(distinct_names(runs), runs, tests or [None] * len(runs), strict=True):
         parameters, seconds = run.record["parameters"], run.record.get("wall_s")
@@ -97,7 +97,7 @@ def report_rows(runs: Sequence[Run], tests: Sequence[Table | None] = ()) -> list
         if run.table is None:
             rows.append(row | {f"mean {merits[0]}": "failed"})
             continue
-        merit = merit_title(run.table)
+        merit = merit_title(run.table.figure_of_merit)
         groups = {(group.scope, group.name): group for group in summarize_table(run.table)}
         total = groups["run", ""]
         fraction = summarize_table(run.table, "fraction_of_oracle")[-1].mean
@@ -125,9 +125,9 @@ def report_rows(runs: Sequence[Run], tests: Sequence[Table | None] = ()) -> list
     return [{name: row.get(name, "") for name in filled} for row in rows]
 
 
-def merit_title(table: Table) -> str:
-    """What a table's figure of merit is called in a heading."""
-    return {"bps": "BPS", "correlation": "r"}.get(table.figure_of_merit, table.figure_of_merit)
+def merit_title(merit: str) -> str:
+    """What a figure of merit is called in a heading."""
+    return {"bps": "BPS", "correlation": "r"}.get(merit, merit)
 
 
 def summary_text(table: Table) -> str:
