@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["chart_svg", "diverging_png", "grey_png", "ticks"]
 
-_WIDTH, _HEIGHT = 560, 250
+_WIDTH, _HEIGHT = 420, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 40
 _COLORS = 6  # of series; as many as the style has
 _LEVELS = 33
@@ -69,9 +69,9 @@ def chart_svg(
 
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="chart"><title>{html.escape(title)}</title>']
     parts.append(_axes((x0, x1), (y0, y1), place, xlabel, ylabel))
-    if diagonal:
+    if diagonal and min(x1, y1) > max(x0, y0):
         x, y = place(*(np.array([max(x0, y0), min(x1, y1)]),) * 2)
-        parts.append(f'<path class="grid" d="M{x[0]:g} {y[0]:g}L{x[1]:g} {y[1]:g}"/>')
+        parts.append(f'<path class="limit" d="M{x[0]:g} {y[0]:g}L{x[1]:g} {y[1]:g}"/>')
     for (kind, name), (x, y) in series.items():
         points = [f"{a:g} {b:g}" for a, b in zip(*place(x, y), strict=True)]
         path = "M" + "L".join(points) if kind == "line" else "".join(f"M{point}h0" for point in points)

@@ -94,7 +94,7 @@ _GLOSSARY = (
     "Median: over units. Validation chose the best epoch; test took no part in any choice. Of oracle: mean BPS as a "
     "share of that of the true rate. CC_max: the correlation that a perfect model would have with the mean of the "
     "repeats. Ceilings are medians over units. NaN: units that cannot be scored, left out.</p>"
-    "<noscript><p>Sorting, filtering, cards and traces need JavaScript; nothing is loaded from a network.</p></noscript>"
+    "<noscript><p>Sorting, filtering, cards and traces need JavaScript; nothing comes from a network.</p></noscript>"
 )
 
 
@@ -117,8 +117,8 @@ def _compared(views: Sequence[RunView], tolerance: float) -> tuple[list[str], di
     changed, gone = changes(old.run.table, new.run.table, tolerance=tolerance)
     merit = merit_title(new.run.table.figure_of_merit)
     lines = [
-        f"{len(changed)} of {len(new.run.table)} units of {new.name} changed by more than {tolerance:g} in {merit} since "
-        f"{old.name}; they are marked in the table of units, which can be filtered to them."
+        f"{len(changed)} of {len(new.run.table)} units of {new.name} changed by more than {tolerance:g} in {merit} "
+        f"since {old.name}; they are marked in the table of units, which can be filtered to them."
     ]
     if gone:
         shown = ", ".join("/".join(key) for key in gone[:10]) + (", ..." if len(gone) > 10 else "")
@@ -289,7 +289,8 @@ def _units_section(units: Units, views: Sequence[RunView], *, compare: bool) -> 
         "<h2>Units</h2><p>A row opens the unit's card; a heading sorts. Figures of repeats are those of the test split "
         "where there is one.</p>",
         _filters(units, title, several=several, areas=areas, compare=compare),
-        f'<div class="wide" id="units"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>',
+        f'<div class="wide" id="units"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>",
     ]
 
 

@@ -9,7 +9,7 @@ body { max-width: 76rem }
 .chart { width: 100%; max-width: 36rem; height: auto; display: block }
 .chart text { fill: var(--muted); font: 12px system-ui, sans-serif }
 .chart path { fill: none; stroke-linejoin: round }
-.chart .grid { stroke: var(--rule) }
+.chart .grid { stroke: var(--rule) } .chart .limit { stroke: var(--muted); stroke-dasharray: 4 3 }
 .chart .line { stroke-width: 1.8 } .chart .dots { stroke-width: 4.5; stroke-linecap: round; opacity: .75 }
 .chart .seen { stroke: var(--seen); stroke-width: 1.1 } .chart .told { stroke: var(--c1); stroke-width: 1.5 }
 .c0 { stroke: var(--c0) } .c1 { stroke: var(--c1) } .c2 { stroke: var(--c2) } .c3 { stroke: var(--c3) }
@@ -29,10 +29,11 @@ figure { margin: .4rem 0; max-width: 36rem } figcaption { color: var(--muted); f
 .filters input, .filters select, .filters button { font: inherit; max-width: 100%; padding: .15rem .3rem }
 .filters input[type=search] { width: 14rem } .filters input[type=number] { width: 6rem }
 #units { max-height: 80vh; overflow: auto } #units th { position: sticky; top: 0; background: var(--paper); z-index: 1 }
-th button, td button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
+th button, td button, .jump { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
 th button { font-weight: 600 } td button, .jump { color: var(--link); text-decoration: underline }
 th[aria-sort=ascending] button::after { content: " ▲" } th[aria-sort=descending] button::after { content: " ▼" }
-#units tbody tr:not(.open):hover { background: var(--shade) } tr.changed td:first-child { border-left: 4px solid var(--c1) }
+#units tbody tr:not(.open):hover { background: var(--shade) }
+tr.changed td:first-child { border-left: 4px solid var(--c1) }
 tr.open > td { text-align: left; white-space: normal; background: var(--shade); padding: .8rem }
 .card { position: sticky; left: .8rem; width: min(70rem, calc(100vw - 4.5rem)) }
 .card table { margin: .3rem 0; font-size: .9rem } .card td, .card th { padding: .12rem .5rem }

@@ -26,20 +26,17 @@ def run_rows(views: Sequence[RunView]) -> list[dict[str, str]]:
     figures = report_rows([view.run for view in views], [view.data.test for view in views])
     rows = []
     for view, row in zip(views, figures, strict=True):
-        sessions = view.run.record.get("sessions")
-        table = view.run.table
-        n_sessions = len(sessions) if isinstance(sessions, dict) else len(set(table["session"])) if table else 0
-        # Names that are distinct among the runs of the table are distinct among those of the page as well.
-        start = {"model": view.name, "date": _date(view), "sessions": str(n_sessions or "")}
-        start |= {"data": _sizes(view), "split": _split(view.run.folder)}
-        ceilings = _ceiling_source(view)
-        for metric, title in _CEILINGS.items():
-            median = summarize(ceilings[metric]).median if ceilings is not None and metric in ceilings.columns else None
-            start[f"ceiling: {title}"] = "" if median is None or math.isnan(median) else f"{median:.3f}"
-        rows.append({**{k: v for k, v in start.items() if not k.startswith("ceiling")}, **row, **start})
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    filled = [name for name in names if any(row.get(name) for row in rows)]
-    return [{name: row.get(name, "") for name in filled} for row in rows]
+        sessions, table = view.run.record.get("sessions"), view.run.table
+        n_sessions = len(sessions) if isinstance(sessions, dict) else 0 if table is None else len(set(table["session"]))
+        end = {key: row.pop(key) for key in ("parameters", "wall time")}
+        row.pop("model")
+        source = _ceiling_source(view)
+        medians = {metric: math.nan if source is None else summarize(source[metric]).median for metric in _CEILINGS}
+        ceilings = {f"ceiling: {title}": _number(medians[metric], "") for metric, title in _CEILINGS.items()}
+        size = {"sessions": str(n_sessions or ""), "data": _sizes(view), "split": _split(view.run.folder)}
+        # The name is that of the page: distinct among all of its runs.
+        rows.append({"model": view.name, "date": _date(view)} | row | ceilings | size | end)
+    return _filled(rows)
 
 
 def group_rows(units: Sequence[Unit], by: str, merit: str) -> list[dict[str, str]]:
@@ -68,9 +65,7 @@ def group_rows(units: Sequence[Unit], by: str, merit: str) -> list[dict[str, str
         row["median CC_norm"] = _number(summarize(norms).median, "")
         row |= {word: f"{unit.key[1]} ({unit.merit:.3f})" for word, unit in typical(members)}
         rows.append(row | {"units": str(n), "NaN": str(n_nan)})
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    filled = [name for name in names if any(row.get(name) for row in rows)]
-    return [{name: row.get(name, "") for name in filled} for row in rows]
+    return _filled(rows)
 
 
 def summary_sentences(view: RunView, units: Sequence[Unit]) -> list[str]:
@@ -130,7 +125,8 @@ _MEDIANS = {
         "separability": "separability", "average_agreement": "correlation with the recording's own average",
     },
     "gratings": {
-        "osi": "orientation selectivity", "dsi": "direction selectivity", "direction_width_deg": "half width in degrees",
+        "osi": "orientation selectivity", "dsi": "direction selectivity",
+        "direction_width_deg": "half width in degrees",
         "preferred_spatial_frequency_cpd": "preferred spatial frequency in cycles per degree",
         "preferred_temporal_frequency_hz": "preferred temporal frequency in Hz", "f1_f0": "F1/F0",
         "surround_suppression": "surround suppression",
@@ -164,7 +160,9 @@ def _ceiling_sentences(view: RunView) -> list[str]:
     lines = []
     fraction = summarize_table(table, "fraction_of_oracle")[-1].mean
     if not math.isnan(fraction):
-        lines.append(f"That is {fraction:.0%} of what the true rate of these simulated recordings reaches.")
+        lines.append(
+            f"Its mean on validation is {fraction:.0%} of what the true rate of these simulated recordings reaches."
+        )
     source = _ceiling_source(view)
     norm = summarize(source["cc_norm"]) if source is not None else None
     if source is not None and norm is not None and norm.n:
@@ -219,6 +217,13 @@ def _learning(view: RunView, merit: str, title: str) -> list[str]:
         f"In training, {title} on the validation split was highest in epoch {epochs[best]:g} of {last:g} "
         f"({values[best]:.3f}); {rest}."
     ]
+
+
+def _filled(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows with the same columns, those left out that none fills."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    filled = [name for name in names if any(row.get(name) for row in rows)]
+    return [{name: row.get(name, "") for name in filled} for row in rows]
 
 
 def _date(view: RunView) -> str:
