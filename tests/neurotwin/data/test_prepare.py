@@ -151,7 +151,12 @@ def test_units_are_selected_by_ids_and_labels(make, rng):
         ({"cids": [names[3], names[1], names[0]]}, [3, 1, 0]),
         ({"cids": [names[3], names[1], names[0]], "units": {"area": "V1"}}, [3, 0]),
     ):
-        fields = {"responses": responses, "unit_labels": labels, "unit_ids": names, "unit_positions": rng.random((4, 2))}
+        fields = {
+            "responses": responses,
+            "unit_labels": labels,
+            "unit_ids": names,
+            "unit_positions": rng.random((4, 2)),
+        }
         prepared = make(fields, **keys)
         assert prepared.spec.unit_ids == tuple(names[column] for column in columns), keys
         np.testing.assert_array_equal(prepared.responses, responses[:, columns], err_msg=str(keys))
@@ -246,7 +251,12 @@ def test_pixels_are_normalised_by_default_and_real_values_are_not(make, rng):
 
 
 def test_stimuli_of_any_shape_are_prepared(make, rng):
-    for shape, frame, axes in (((), (1, 1, 1), 0), ((7,), (1, 7, 1), 1), ((5, 6), (1, 5, 6), 2), ((2, 5, 6), (2, 5, 6), 2)):
+    for shape, frame, axes in (
+        ((), (1, 1, 1), 0),
+        ((7,), (1, 7, 1), 1),
+        ((5, 6), (1, 5, 6), 2),
+        ((2, 5, 6), (2, 5, 6), 2),
+    ):
         for dtype in (np.uint8, np.float16, np.float32):
             stimulus = rng.normal(100, 20, (240, *shape)).astype(dtype)
             prepared = make({"stimulus": stimulus})
