@@ -342,7 +342,7 @@ REFUSED = {
     "a label's value": ({"fields": LABELS, "units": {"area": "V2"}}, "no unit has area 'V2'; valid: V1, V4"),
     "labels that leave none": ({"fields": LABELS, "units": {"area": "V4"}, "cids": [10]}, "no unit has all labels"),
     "a type": ({"types": ["moviee"]}, "no stimulus type 'moviee'; did you mean 'movie'"),
-    "a rate": ({"sampling": {"source_rate": 120, "target_rate": 60}}, "source_rate is 120 Hz, the recording has 240 Hz"),
+    "a rate": ({"sampling": {"source_rate": 120, "target_rate": 60}}, "source_rate is 120 Hz, the recording has 240"),
     "lags": ({"keys_lags": {"stim": "0..40"}}, "no valid bin is left after the filters (longest run 40 bins"),
     "no training": ({"train_val_split": 0.01}, "the train split is empty"),
     "no validation": ({"train_val_split": 0.99}, "the val split is empty"),
@@ -350,7 +350,8 @@ REFUSED = {
     "missing_pct": ({"datafilters": {"dfs": {"ops": [{"missing_pct": {"threshold": 45}}]}}}, "asks for missing_pct"),
     "nothing in a trial": ({"fields": {"trial": np.full(240, -1)}}, "no bin of the types ['movie'] lies in a trial"),
     "a signal of zeros": (
-        {"fields": {"behavior": {"x": np.zeros(240)}}, "transforms": {"x": {"source": "x", "ops": ["maxnorm"], "expose_as": "behavior"}}},
+        {"fields": {"behavior": {"x": np.zeros(240)}},
+         "transforms": {"x": {"source": "x", "ops": ["maxnorm"], "expose_as": "behavior"}}},
         "maxnorm, but the signal is 0 throughout",
     ),
 }  # fmt: skip

@@ -131,7 +131,7 @@ REFUSED = {
     "no pixels": ({"stimulus": np.zeros((240, 0, 5), np.uint8)}, "nothing is shown"),
     "NaN in the stimulus": ({"stimulus": with_nan(240, 4, 5)}, "stimulus holds NaN or infinite values"),
     "infinite stimulus": ({"stimulus": np.full((240, 4), np.inf, np.float16)}, "stimulus holds NaN or infinite"),
-    "responses of one axis": ({"responses": np.zeros(240), "unit_ids": [1]}, "responses have shape (240,); give (T, U)"),
+    "responses of one axis": ({"responses": np.zeros(240), "unit_ids": [1]}, "responses have shape (240,); give (T"),
     "responses that are no numbers": ({"responses": np.full((240, 4), "a")}, "responses are <U1; give numbers"),
     "responses of another length": ({"responses": np.zeros((239, 4))}, "responses has 239 bins where the stimulus has"),
     "NaN in responses": ({"responses": with_nan(240, 4)}, "responses hold NaN; set them to 0 and mask"),
