@@ -20,7 +20,7 @@ __all__ = ["MUTANTS", "Mutant", "apply", "run_mutants", "stale"]
 
 ROOT = Path(__file__).parent.parent
 GOAL = 0.95
-_LEFT_OUT = (".*", "__pycache__", "*.egg-info", "data", "results", "checkpoints", "runs")  # big, and no test reads them
+_LEFT_OUT = ("data", "results", "checkpoints", "runs")  # folders beside the code that are large and that no test reads
 
 
 class Mutant(NamedTuple):
@@ -291,7 +291,7 @@ def run_mutants(mutants: Sequence[Mutant], root: Path = ROOT) -> list[Mutant]:
     survived = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / root.name
-        shutil.copytree(root, copy, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        shutil.copytree(root, copy, ignore=lambda here, names: _left_out(Path(here) == root, names))
         for tests in dict.fromkeys(mutant.tests for mutant in mutants):
             if (done := _test(copy, tests)).returncode:
                 raise RuntimeError(f"{' '.join(tests)} fail where nothing is broken:\n{done.stdout}{done.stderr}")
@@ -305,6 +305,11 @@ def run_mutants(mutants: Sequence[Mutant], root: Path = ROOT) -> list[Mutant]:
             where = f"{number:3}/{len(mutants)}  {'noticed ' if noticed else 'SURVIVED'}  {took}  {mutant.file}"
             print(f"{where}: {mutant.old} -> {mutant.new}", flush=True)
     return survived
+
+
+def _left_out(at_root: bool, names: Sequence[str]) -> list[str]:
+    """What is not copied: hidden and compiled files, and at the root the folders of data and results."""
+    return [n for n in names if n[0] == "." or n == "__pycache__" or (at_root and n in _LEFT_OUT)]
 
 
 def _test(root: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:

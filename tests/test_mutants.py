@@ -33,6 +33,16 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
+def test_a_copy_is_whole_but_for_data_beside_the_code(mutants: ModuleType, tree: Path) -> None:
+    for folder in ("data", "tests/data", ".git"):
+        (tree / folder).mkdir(parents=True)
+        (tree / folder / "test_tiny.py").write_text((tree / "test_tiny.py").read_text())
+    entry = mutants.Mutant("tiny.py", "a + b", "a * b", ("tests/data/test_tiny.py",))
+    assert mutants.run_mutants([entry], tree) == []
+    with pytest.raises(RuntimeError, match="file or directory not found: data"):
+        mutants.run_mutants([entry._replace(tests=("data/test_tiny.py",))], tree)
+
+
 def test_what_no_test_notices_survives(mutants: ModuleType, tree: Path, monkeypatch, capsys) -> None:
     plus, minus = (mutants.Mutant("tiny.py", f"a {sign} b", "a * b", ("test_tiny.py",)) for sign in "+-")
     before = (tree / "tiny.py").read_text()
