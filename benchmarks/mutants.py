@@ -272,9 +272,8 @@ def stale(mutant: Mutant, root: Path = ROOT) -> str | None:
 
 def apply(mutant: Mutant, root: Path) -> str:
     """Break a tree, and return what its file held before."""
-    path = root / mutant.file
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    text = (root / mutant.file).read_text(encoding="utf-8")
+    _write(root / mutant.file, text.replace(mutant.old, mutant.new))
     return text
 
 
@@ -298,7 +297,7 @@ def run_mutants(mutants: Sequence[Mutant], root: Path = ROOT) -> list[Mutant]:
         for number, mutant in enumerate(mutants, 1):
             began, whole = time.perf_counter(), apply(mutant, copy)
             noticed = _test(copy, mutant.tests).returncode != 0
-            (copy / mutant.file).write_text(whole, encoding="utf-8")
+            _write(copy / mutant.file, whole)
             if not noticed:
                 survived.append(mutant)
             took = f"{time.perf_counter() - began:5.1f} s"
@@ -307,14 +306,21 @@ def run_mutants(mutants: Sequence[Mutant], root: Path = ROOT) -> list[Mutant]:
     return survived
 
 
+def _write(path: Path, text: str) -> None:
+    """Write a module, and remove its compiled form, which Python could take for that of the new text."""
+    path.write_text(text, encoding="utf-8")
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        compiled.unlink()
+
+
 def _left_out(at_root: bool, names: Sequence[str]) -> list[str]:
     """What is not copied: hidden and compiled files, and at the root the folders of data and results."""
     return [n for n in names if n[0] == "." or n == "__pycache__" or (at_root and n in _LEFT_OUT)]
 
 
 def _test(root: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run tests in a tree that was copied: of its own modules, and without compiled ones, which could be older."""
-    environ = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    """Run tests in a tree that was copied, on its own modules."""
+    environ = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     return subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True)
 

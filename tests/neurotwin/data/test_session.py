@@ -256,6 +256,7 @@ def test_metadata_and_arrays_of_any_size_survive(tmp_path):
     arrays, metadata = load_arrays(path)
     for name, array in written.items():
         assert arrays[name].shape == array.shape and arrays[name].dtype == array.dtype, name
+        assert arrays[name].flags.aligned, f"{name} starts where the processor reads it slowly"
         np.testing.assert_array_equal(arrays[name], array)
     assert metadata.pop("digest") and metadata == {"a": [1, {"b": None}], "c": 'te"xt', "d": "0" * 64}
     header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
