@@ -161,7 +161,8 @@ class MultiDatasetModel(pl.LightningModule):
         self.on_nan, self.seed, self.compile_core = on_nan, seed, compile
         with noticing(), recording_reads() as reads:
             self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
-            self.regularizers = Regularizers(model_config.regularization, describe_parameters(self.twin))
+            self.parameter_infos = tuple(describe_parameters(self.twin))
+            self.regularizers = Regularizers(model_config.regularization, self.parameter_infos)
             for key in unread_keys(model_config, reads):
                 notice(MODEL, key.split("."), "has no effect in this model")
         if statistics is not None:
@@ -308,7 +309,7 @@ class MultiDatasetModel(pl.LightningModule):
         smaller: its steps are then those of the parameter in the other unit, to the last digit.
         """
         groups: dict[tuple[str, bool, float], list[Tensor]] = {}
-        for info in describe_parameters(self.twin):
+        for info in self.parameter_infos:
             if info.parameter.requires_grad:
                 part = "core" if info.session is None else "session"
                 decays = info.decays and info.name not in self.regularizers.no_decay
@@ -433,6 +434,6 @@ class MultiDatasetModel(pl.LightningModule):
         """Parameters that the optimizer step changes on any process, in one order on all of them."""
         return [
             info.parameter
-            for info in describe_parameters(self.twin)
+            for info in self.parameter_infos
             if info.parameter.requires_grad and (info.session is None or info.session in self._step_sessions)
         ]
