@@ -133,7 +133,8 @@ def _behaviour_only(file: Understood) -> None:
     seeing = ("adapter", "frontend", "convnet")
     absent = all(_type(file.data.get(part), "none") == "none" for part in seeing)
     blind = _type(file.data.get("modulator"), "none") == "concat" and _type(file.data.get("readout"), "") == "linear"
-    if absent and blind and file.data.get("initial_input_channels", 1) != 0:
+    channels = file.data.get("initial_input_channels", 1)
+    if absent and blind and isinstance(channels, int) and not isinstance(channels, bool) and channels > 0:
         file.data["initial_input_channels"] = 0
         why = "is 0: with concat and linear alone, and no frontend or convnet, the model is one of behaviour only"
         file.notes.append((("initial_input_channels",), why))

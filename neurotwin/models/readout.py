@@ -291,8 +291,8 @@ class PointReadout(Readout):
         self.std = nn.Parameter(width * start.expand(n_units, *size).clone())
         self.lr_scales = dict.fromkeys(("mean", "std"), half_size(inputs))
         self.covariance, self.predictor = params.covariance, None
-        half = torch.tensor([inputs.width / 2, inputs.height / 2])
-        self.register_buffer("half", half, persistent=False)
+        extent = torch.tensor([inputs.width / 2, inputs.height / 2])  # pixels from the middle to the edges
+        self.register_buffer("extent", extent, persistent=False)
         if not params.predict_positions:
             self.mean = nn.Parameter(normal(n_units, 2, std=spread, generator=generator))
             return
@@ -307,7 +307,7 @@ class PointReadout(Readout):
 
     def points(self) -> Tensor:
         """μ, (U, 2), feature pixels."""
-        return self.mean if self.predictor is None else self.half * self.predictor(self.positions)
+        return self.mean if self.predictor is None else self.extent * self.predictor(self.positions)
 
     def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         clips, _, frames = x.shape[:3]
@@ -318,9 +318,9 @@ class PointReadout(Readout):
             points = points + (torch.einsum("uij,buj->bui", self.std, noise) if full else self.std * noise)
         if shift is None:
             # Frames of a clip share its points: they are channels of one image.
-            sampled = _sampled(x.flatten(1, 2), points / self.half).unflatten(1, (-1, frames))
+            sampled = _sampled(x.flatten(1, 2), points / self.extent).unflatten(1, (-1, frames))
         else:
-            moved = (points[:, None] + shift[:, :, None].to(points.dtype)) / self.half
+            moved = (points[:, None] + shift[:, :, None].to(points.dtype)) / self.extent
             sampled = _sampled(fold_time(x), moved.flatten(0, 1)).unflatten(0, (clips, frames)).transpose(1, 2)
         return (sampled * self.features.t()[:, None]).sum(dim=1)
 
