@@ -181,8 +181,19 @@ def _validate(
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        lines = [f"{_where(path, node, original(key))}: {text}" for key, text in _flatten(error.errors())]
+        lines = [f"{_where(path, node, original(key))}: {text}" for key, text in _distinct(_flatten(error.errors()))]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _distinct(errors: list[tuple[tuple, str]]) -> list[tuple[tuple, str]]:
+    """Errors without those that others bring with them: of the same number on three axes, of a list that lost one."""
+    kept: dict[tuple, tuple[tuple, str]] = {}
+    for key, text in errors:
+        inside = any(other[: len(key)] == key and len(other) > len(key) for other, _ in errors)
+        if not inside:
+            same = key[:-1] if key and isinstance(key[-1], int) else key
+            kept.setdefault((same, text), (key, text))
+    return list(kept.values())
 
 
 def _flatten(errors: Sequence[Any], prefix: tuple = ()) -> list[tuple[tuple, str]]:

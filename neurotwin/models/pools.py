@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import reduce
 from math import prod, sqrt
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -284,7 +284,9 @@ class LocalAttention(Pool):
     class Params(Params):
         """Sizes of the neighbourhood."""
 
-        chan_window: PositiveInt = Field(3, le=1024, description="Channels that compete with one another.")
+        chan_window: Annotated[int, Field(gt=0, le=1024)] = Field(
+            3, description="Channels that compete with one another."
+        )
         spatial_kernel: OddInt = Field(3, description="Neighbourhood in pixels, odd.")
 
     kinds = {"weight": "kernel"}

@@ -7,6 +7,7 @@ features of the same T and the state after the last frame. The state is a list o
 from dataclasses import replace
 from itertools import pairwise
 from math import prod, sqrt
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -128,7 +129,7 @@ class ConvGRU(Stage):
 
         hidden_dim: PositiveInt = Field(64, description="Channels of the state.")
         kernel_size: OddInt = Field(3, description="Spatial kernel, odd.")
-        n_layers: PositiveInt = Field(1, le=100, description="Layers.")
+        n_layers: Annotated[int, Field(gt=0, le=100)] = Field(1, description="Layers.")
 
     Layer = ConvGRULayer
     is_recurrent = True
@@ -166,7 +167,7 @@ class PooledGRU(Stage):
         """A recurrent network over spatially pooled features."""
 
         hidden_dim: PositiveInt = Field(64, description="Units of the state.")
-        n_layers: PositiveInt = Field(1, le=100, description="Layers.")
+        n_layers: Annotated[int, Field(gt=0, le=100)] = Field(1, description="Layers.")
 
     Network: type[nn.RNNBase] = nn.GRU
     is_recurrent = True
