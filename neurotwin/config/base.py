@@ -87,9 +87,9 @@ class Strict(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """`true` is not 1, which it would become."""
-        if _holds_truth(value) and (kinds := _scalars(cls.model_fields[info.field_name].annotation)) & {int, float}:
-            if bool not in kinds:
-                raise PydanticCustomError("number", "true or false, where a number belongs", {})
+        kinds = _scalars(cls.model_fields[info.field_name].annotation) if _holds_truth(value) else set()
+        if kinds & {int, float} and bool not in kinds:
+            raise PydanticCustomError("number", "true or false, where a number belongs", {})
         return value
 
     @classmethod

@@ -81,10 +81,9 @@ def notice(subject: str, key: Sequence[str | int], text: str) -> None:
 
 def _holds(content: Any, key: Sequence[str | int]) -> bool:
     for part in key:
-        if (isinstance(content, Mapping) and part in content) or (
-            isinstance(content, Sequence) and isinstance(part, int) and part < len(content)
-        ):
-            content = content[part]
-        else:
+        keyed = isinstance(content, Mapping) and part in content
+        placed = isinstance(content, list) and isinstance(part, int) and part < len(content)
+        if not (keyed or placed):
             return False
+        content = content[part]
     return True

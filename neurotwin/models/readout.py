@@ -1,12 +1,12 @@
 """From features to units: one readout a session, (B, C, T, H, W) to (B, T, U).
 
 Positions, their spread and their shifts are in feature pixels, the pixels of the map that a readout sees: (x, y) to the
-right and down from the middle of the map. Features are pooled over space first, for all units in one product; the
-weighted sum over features comes after, so that there is never a map per unit.
+right and down from the middle of the map. Features are first pooled over space, for all units in one matrix product.
+Then they are weighted and summed. In this order, no map has to be kept for each unit, which would take much memory.
 
-An optimizer such as Adam takes steps of about the learning rate, whatever the unit of a parameter. Where positions are
-learned in pixels, they would cross a large map more slowly than a small one; so their learning rate is larger by half
-the size of the map (`lr_scales`).
+An optimizer such as Adam takes steps of about the learning rate, whatever the unit of a parameter. Positions in pixels
+would therefore cross a large map more slowly than a small one. So that they do not, they learn faster by half the size
+of the map (`lr_scales`).
 """
 
 from math import prod, sqrt
