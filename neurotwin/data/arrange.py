@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import DatasetConfig, nearest
+from ..config import DatasetConfig, nearest, notice
+from .kernels import other_bins
 from .masks import Bins, valid_responses
 from .pipelines import apply_pipelines, behavior_names, exposed_shapes, fit_pipelines, pixel_scale, runs_of
 from .session import SPLITS, Session, SessionError, frame_shape
@@ -42,6 +43,7 @@ def outline_session(session: Session, config: DatasetConfig) -> SessionSpec:
     config = resolved(session, config)
     columns, scale = _unit_columns(session, config), pixel_scale(config)
     _types(session, config)
+    _notice_bins(config, 1000 / _resampling(session, config)[1])
     signals = {**session.behavior, "robs": session.responses, "unit_ids": session.unit_ids, "stim": session.stimulus}
     try:
         shapes, names = exposed_shapes(config, signals).get("stim"), behavior_names(config, signals)
@@ -125,6 +127,15 @@ def _spec(
         unit_positions=None if positions is None else tuple(map(tuple, np.asarray(positions)[columns].tolist())),
         config=config, **known,
     )  # fmt: skip
+
+
+def _notice_bins(config: DatasetConfig, bin_ms: float) -> None:
+    """Say where an operation counts time in bins of another width than those of the data."""
+    for name, pipeline in (config.transforms or {}).items():
+        for position, op in enumerate(pipeline.ops):
+            given = getattr(op.params, "bin_size_ms", None)
+            if text := other_bins(given, bin_ms):
+                notice(config.session, ("transforms", name, "ops", position, op.name, "bin_size_ms"), text)
 
 
 def _unit_columns(session: Session, config: DatasetConfig) -> np.ndarray:

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConfigError, Params, PositiveInt, register
-from ..data.kernels import AdaptationParams, RaisedCosineParams, raised_cosine_basis
+from ..config import MODEL, ConfigError, Params, PositiveInt, notice, register
+from ..data.kernels import AdaptationParams, RaisedCosineParams, other_bins, raised_cosine_basis
 from .blocks import Block, BlockConfig
 from .layers import Kernel, KernelParams
 from .norms import BatchNorm, NormParams
@@ -180,6 +180,8 @@ class TemporalBasis(Stage):
     def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
         bin_ms = params.bin_size_ms or 1000 / inputs.bin_rate
+        if text := other_bins(params.bin_size_ms, 1000 / inputs.bin_rate):
+            notice(MODEL, ("frontend", "params", "bin_size_ms"), text)
         basis = torch.as_tensor(raised_cosine_basis(params, bin_ms), dtype=torch.get_default_dtype())
         self.register_buffer("basis", basis.expand(inputs.channels, -1, -1).clone(), persistent=False)
         self.context = params.history_bins - 1

@@ -19,7 +19,7 @@ from .network import Network, Streamer, evaluating
 
 __all__ = ["TWIN_FORMAT", "TwinModel"]
 
-TWIN_FORMAT = "neurotwin-twin-2"
+TWIN_FORMAT = "neurotwin-twin-3"
 
 
 class TwinModel(Network):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from neurotwin.models.spec import SessionSpec
+from neurotwin.data.spec import SessionSpec
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neurotwin.analysis import plots

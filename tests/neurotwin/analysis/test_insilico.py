@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from neurotwin.models.spec import SessionSpec
+from neurotwin.data.spec import SessionSpec
 
 from neurotwin.analysis.insilico import (
     drifting_grating,
