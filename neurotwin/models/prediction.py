@@ -16,7 +16,7 @@ __all__ = ["Drawing", "Draws", "Prediction", "Recorded"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recorded:
-    """The modelled bins of a recording: T after resampling, in the order of the prepared session.
+    """The modelled bins of a recording: T after resampling, in the order of the prepared session, type by type.
 
     Attributes
     ----------
