@@ -80,7 +80,8 @@ class TwinModel(Network):
         part
             For a recording: "train", "val" or "test", as training drew them; None: all bins.
         chunk
-            Bins predicted at a time: memory and speed, the result does not depend on it (to rounding).
+            Bins predicted at a time: memory and speed. The result does not depend on it (to rounding): a recurrent
+            model carries its state from chunk to chunk.
 
         Returns
         -------
@@ -130,7 +131,7 @@ class TwinModel(Network):
         self, stimulus, behavior=None, *, session=None, bin_rate=None, part=None, n_samples=1, generator=None,
         chunk=256,
     ):  # fmt: skip
-        """Draw responses forward in time; a model with spike history sees its own, silence before each trial.
+        """Draw responses forward in time. A model with spike history sees those that it drew, and zeros before a trial.
 
         Parameters
         ----------

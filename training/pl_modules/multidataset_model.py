@@ -47,9 +47,9 @@ class NonFiniteLossError(ArithmeticError):
 class MultiDatasetModel(pl.LightningModule):
     """A twin in training.
 
-    The loss is the likelihood's NLL summed over the valid responses of the whole optimizer step and divided by their
-    number, over all processes and accumulated micro-batches; gradients are summed over processes. So the loss, its
-    gradients and every metric are those of the run, not of a process.
+    The loss is the negative log likelihood, summed over the valid responses of the whole optimizer step and divided by
+    their number. The step includes all processes and all accumulated micro-batches, and gradients are summed over
+    processes. Training on 1 or 8 processes therefore gives the same loss, the same gradients and the same metrics.
 
     Parameters
     ----------
@@ -94,9 +94,10 @@ class MultiDatasetModel(pl.LightningModule):
 
     Notes
     -----
-    "stop" adds no waiting for the device: whether a loss was finite travels with the gradients, and a GPU's answer is
-    read one step later; :meth:`on_save_checkpoint` reads it first, so that no broken weights are saved. "skip" has to
-    know before the backward pass, and waits at every micro-batch.
+    With "stop", training does not wait for the device. Whether a loss was finite is sent along with the
+    gradients, and on a GPU it is read one step later. :meth:`on_save_checkpoint` reads it before it saves, so that
+    broken weights are never saved. With "skip", the answer is needed before the backward pass, so that training waits
+    at every micro-batch.
 
     Raises
     ------
@@ -152,7 +153,8 @@ class MultiDatasetModel(pl.LightningModule):
         self.on_nan, self.seed, self.compile_core = on_nan, seed, compile
         with recording_reads() as reads:
             self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
-            self.regularizers = Regularizers(model_config.regularization, describe_parameters(self.twin))
+            self.parameter_infos = tuple(describe_parameters(self.twin))
+            self.regularizers = Regularizers(model_config.regularization, self.parameter_infos)
         for key in unread_keys(model_config, reads):
             logger.info("%s has no effect in this model", key)
         if statistics is not None:
@@ -295,7 +297,7 @@ class MultiDatasetModel(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW over four groups: core and session parts, each with and without weight decay."""
         groups: dict[tuple[str, bool], list[Tensor]] = {}
-        for info in describe_parameters(self.twin):
+        for info in self.parameter_infos:
             if info.parameter.requires_grad:
                 part = "core" if info.session is None else "session"
                 decays = info.decays and info.name not in self.regularizers.no_decay
@@ -419,6 +421,6 @@ class MultiDatasetModel(pl.LightningModule):
         """Parameters that the optimizer step changes on any process, in one order on all of them."""
         return [
             info.parameter
-            for info in describe_parameters(self.twin)
+            for info in self.parameter_infos
             if info.parameter.requires_grad and (info.session is None or info.session in self._step_sessions)
         ]

@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from neurotwin.data import simulate
 from neurotwin.data.session import Session
 from neurotwin.data.simulate import (
     BIN_RATE,
@@ -17,9 +16,12 @@ from neurotwin.data.simulate import (
     Units,
     draw_units,
     make_demo_sessions,
+    movies,
+    sessions,
     simulate_linear_session,
     simulate_session,
 )
+from neurotwin.data.simulate import units as units_module
 
 SHORT = {"backimage": 2, "gaborium": 3, "fixrsvp": 4}
 
@@ -116,10 +118,10 @@ def test_repeats_show_the_same_frames_after_the_same_past(session: Session) -> N
     length = session.repeat_id.max() + 1
     starts = np.flatnonzero(session.repeat_id == 0)
     assert len(starts) == SHORT["fixrsvp"] and (session.stimulus_type[session.repeat_id >= 0] == "fixrsvp").all()
-    gap = simulate._GAP_BINS
+    gap = sessions._GAP_BINS
     clips = np.stack([session.stimulus[start - gap : start + length] for start in starts])
     assert (clips == clips[0]).all() and (clips[0, :gap] == 127).all() and clips[0, gap:].std() > 10
-    assert gap / BIN_RATE >= simulate._KERNEL_S
+    assert gap / BIN_RATE >= units_module._KERNEL_S
     drive = draw_units("ada_demo1").drive(session.stimulus)
     drives = np.stack([drive[start : start + length] for start in starts])
     np.testing.assert_allclose(drives, np.broadcast_to(drives[0], drives.shape), atol=1e-5)
@@ -251,9 +253,9 @@ def test_save_and_load(session: Session, tmp_path) -> None:
 
 
 def test_make_demo_sessions_writes_only_what_is_absent(tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(simulate, "_N_TRIALS", {"backimage": 1, "gaborium": 0, "fixrsvp": 0})
+    monkeypatch.setattr(sessions, "_N_TRIALS", {"backimage": 1, "gaborium": 0, "fixrsvp": 0})
     folder = tmp_path / "new" / "demo"
-    with caplog.at_level(logging.INFO, logger=simulate.__name__):
+    with caplog.at_level(logging.INFO, logger=sessions.__name__):
         (first,) = make_demo_sessions(folder, ["bea_demo1"])
         assert "bea_demo1" in caplog.text and len(caplog.records) == 1
         stamp = first.stat().st_mtime_ns
@@ -272,8 +274,8 @@ def test_photographs_need_no_network(monkeypatch) -> None:
         raise AssertionError("a connection was attempted")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    simulate._photographs.cache_clear()
-    images = simulate._photographs()
+    movies.photographs.cache_clear()
+    images = movies.photographs()
     assert len(images) >= 8 and all(image.dtype == np.float32 and image.std() > 30 for image in images)
 
 
