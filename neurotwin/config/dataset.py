@@ -168,6 +168,23 @@ class DatasetConfig(Strict):
                 raise ValueError(
                     f"transforms.{names[0]} exposes {output!r}, which nothing reads; {nearest(output, _EXPOSED)}"
                 )
+            for name in names:
+                self._check_reach(name, self.transforms[name], output)
             if len(names) > 1 and not all(self.transforms[name].concatenate for name in names):
                 raise ValueError(f"transforms {names} are all exposed as {output!r}; set concatenate: true in each")
         return self
+
+    @staticmethod
+    def _check_reach(name: str, transform: TransformConfig, output: str) -> None:
+        """Responses reach a model as what it predicts, or as the units' past, and in no other way."""
+        if transform.source == "robs" and output not in ("robs", "history"):
+            raise ValueError(
+                f"transforms.{name} shows the model the responses that it predicts, as {output}; their past is read "
+                "by a history_encoder (expose_as: history)"
+            )
+        if transform.source != "robs" and output in ("robs", "history"):
+            raise ValueError(f"transforms.{name}: {output} is made of the responses; set source: robs")
+        if output == "history" and (idle := [op.name for op in transform.ops if op.name != "select_units"]):
+            raise ValueError(
+                f"transforms.{name}: {idle[0]} is not possible, the history encoder reads the responses as recorded"
+            )
