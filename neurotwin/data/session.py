@@ -290,6 +290,8 @@ class Session:
                 f"{key} has {0 if value is None else len(value)} bins where the stimulus has {self.n_bins}; "
                 "align them first",
             )
+        taken = {"stim", "robs", "unit_ids"} & set(self.behavior)
+        require(not taken, f"behavior[{min(taken, default='')!r}] has the name of something else; rename the signal")
         per_unit = {"unit_ids": self.unit_ids, "unit_positions": self.unit_positions}
         per_unit |= {f"unit_labels[{key!r}]": values for key, values in self.unit_labels.items()}
         for key, value in per_unit.items():
