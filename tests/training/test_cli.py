@@ -34,7 +34,7 @@ def write_session(folder: Path, name: str, *, size: int = 6, bin_rate: float = 6
     rng = np.random.default_rng(len(name))
     session = Session(
         name=name, bin_rate=bin_rate, stimulus=rng.integers(0, 256, (n_bins, size, size), dtype=np.uint8),
-        spikes=rng.poisson(0.5, (n_bins, 3)).astype(np.uint8), trial=np.arange(n_bins) // 30, unit_ids=[4, 7, 9],
+        responses=rng.poisson(0.5, (n_bins, 3)).astype(np.uint8), trial=np.arange(n_bins) // 30, unit_ids=[4, 7, 9],
     )  # fmt: skip
     path = session.save(folder / "data" / f"{name}.safetensors")
     (folder / "sessions").mkdir(exist_ok=True)
@@ -175,7 +175,7 @@ FLAGS = [
         {"--early_stopping_patience": "3", "--early_stopping_min_delta": "0.5"},
         lambda r: of(r, pl.callbacks.EarlyStopping, "min_delta") == 0.5,
     ),
-    ({"--limit_val_batches": "0.5"}, lambda r: sum(len(b.bins) for b in r.data.val_dataloader()) == 3),
+    ({"--limit_val_batches": "0.5"}, lambda r: sum(len(b.clip.bins) for b in r.data.val_dataloader()) == 3),
     ({"--time_budget_minutes": "2"}, lambda r: of(r, TimeBudgetCallback, "budget") == 120),
     ({"--enable_logging": None, "--fast_log_interval": "3"}, lambda r: of(r, ModelLogging, "fast_interval") == 3),
     ({"--enable_logging": None, "--slow_log_interval": "3"}, lambda r: of(r, ModelLogging, "slow_interval") == 3),
