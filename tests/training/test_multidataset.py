@@ -172,7 +172,9 @@ def test_a_session_goes_to_as_few_processes_as_can_be(configs):
         parts = [ClipLoader(data.table, sampler, context=4).batch(step).samples for sampler in samplers]
         rows = samplers[0].global_indices(step)
         expected = zip(data.table.session[rows].tolist(), data.table.start[rows].tolist(), strict=True)
-        assert sorted((b.session, first) for own in parts for b in own for first in b.clip.bins.tolist()) == sorted(expected)
+        assert sorted((b.session, first) for own in parts for b in own for first in b.clip.bins.tolist()) == sorted(
+            expected
+        )
         first, second = ({b.session for b in own} for own in parts)
         assert max(first) <= min(second)
 
@@ -323,7 +325,9 @@ def test_pretrained_core_is_loaded_and_frozen(configs, tmp_path):
     module = make_model(data, pretrained_checkpoint=tmp_path / "last.ckpt", freeze_vision=True, seed=9)
     state = module.twin.state_dict()
     assert torch.equal(state["convnet.blocks.0.conv.weight"], trained["convnet.blocks.0.conv.weight"])
-    assert torch.equal(state["per_session.0.readout.features"], trained["per_session.1.readout.features"])  # by name, not by position
+    assert torch.equal(
+        state["per_session.0.readout.features"], trained["per_session.1.readout.features"]
+    )  # by name, not by position
     assert state["per_session.1.readout.features"].shape == (4, 7)
     make_trainer(max_epochs=1).fit(module, data)
     after = module.twin.state_dict()
@@ -335,6 +339,30 @@ def test_pretrained_core_is_loaded_and_frozen(configs, tmp_path):
     other["convnet"]["params"]["channels"] = [5]
     with pytest.raises(ConfigError, match="does not fit"):
         make_model(data, config=other, pretrained_checkpoint=tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("freeze", ["freeze_vision", "freeze_core"])
+def test_what_is_frozen_keeps_weights_and_running_statistics(configs, tmp_path, freeze):
+    """Over epochs with validation, with dropout and a proximal term on a frozen kernel; everything else learns."""
+    config = copy.deepcopy(MODEL) | {"recurrent": {"type": "convgru", "params": {"hidden_dim": 3}}}
+    config["convnet"]["params"]["block_configs"][0]["dropout"] = 0.3
+    data = make_data(configs[:2], steps_per_epoch=3)
+    make_trainer(tmp_path, max_epochs=1).fit(make_model(data, config=config), data)
+    data = make_data(configs[:2], steps_per_epoch=3)
+    module = make_model(data, config=config, pretrained_checkpoint=tmp_path / "last.ckpt", seed=9, **{freeze: True})
+    before = {name: value.clone() for name, value in module.twin.state_dict().items()}
+    make_trainer(max_epochs=2, check_val_every_n_epoch=1).fit(module, data)
+    shared = ("frontend", "convnet") if freeze == "freeze_vision" else ("frontend", "convnet", "modulator", "recurrent")
+    after = module.twin.state_dict()
+    same = {name for name, value in after.items() if torch.equal(value, before[name])}
+    assert {name for name in after if name.startswith(shared)} <= same
+    assert "convnet.blocks.0.norm.running_mean" in same
+    learning = {name for name, p in module.twin.named_parameters() if not name.startswith(shared)}
+    assert learning and not learning & same
+    groups = {group["name"].split("/")[0] for group in module.optimizers().param_groups}
+    assert groups == ({"core", "session"} if freeze == "freeze_vision" else {"session"})
+    known = load_twin(tmp_path / "last.ckpt").state_dict()
+    assert all(torch.equal(before[name], value) for name, value in known.items())
 
 
 def test_exposure_scales_the_expected_count(tmp_path):

@@ -314,6 +314,39 @@ def test_too_many_skipped_parts_stop(configs, n_sessions):
         make_trainer(max_epochs=4).fit(make_model(data, on_nan="skip"), data)
 
 
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_prediction_in_validation_that_is_not_finite_stops_and_says_where(configs, tmp_path, on_nan, value):
+    """Also with --on_nan skip, which is about what is trained on."""
+    data = make_data(configs)
+    data.setup()
+    prepared = data.sessions[1]
+    bins = np.flatnonzero((prepared.split == 1) & prepared.mask.any(axis=1))
+    spoil(data, bins=slice(bins[3], bins[3] + 1), value=value)
+    module = make_model(data, on_nan=on_nan)
+    trainer = make_trainer(callbacks=[SafeCheckpoint(tmp_path), MetricsFile(tmp_path / "metrics.csv")])
+    where = rf"trial {prepared.trial[bins[3]]}, bin {bins[3]}"
+    with pytest.raises(NonFiniteLossError, match=rf"^in validation, a prediction of session s1_x .*: {where}$"):
+        trainer.fit(module, data)
+    assert module.skipped == 0 and trainer.global_step == 6  # of the first epoch, after which validation came
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_masked_bins_of_validation_may_be_anything(configs):
+    """What is not valid is not looked at: neither prediction nor response."""
+    data = make_data(configs)
+    data.setup()
+    prepared = data.sessions[1]
+    first = np.flatnonzero(prepared.split == 1)[0]
+    mask = prepared.mask.copy()
+    mask[first : first + 12] = False
+    data.sessions[1] = replace(prepared, mask=mask)
+    spoil(data, bins=slice(first, first + 8))  # the prediction of a bin sees behaviour of up to three bins before it
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(make_model(data), data)
+    assert math.isfinite(trainer.callback_metrics["val_bps/s1_x"].item())
+
+
 @pytest.mark.slow
 def test_two_processes_skip_like_one(configs):
     """The broken session is left out on both, also where only one of them has it."""
