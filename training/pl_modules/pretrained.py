@@ -136,9 +136,8 @@ def _entrance(spec: SessionSpec) -> dict[str, Any]:
 
 def _behavior(spec: SessionSpec) -> dict[str, Any]:
     """How behaviour is made: pipelines in their order, which is that of the variables, and lags."""
-    return {
-        "transforms of behaviour": _pipelines(spec, "behavior"), "lags of behaviour": list(spec.config.keys_lags.behavior)
-    }  # fmt: skip
+    lags = list(spec.config.keys_lags.behavior)
+    return {"transforms of behaviour": _pipelines(spec, "behavior"), "lags of behaviour": lags}
 
 
 def _pipelines(spec: SessionSpec, output: str) -> list[dict[str, Any]]:
@@ -157,6 +156,5 @@ def _session_config(model: TwinModel, index: int, part: str) -> object:
     described = getattr(spec.config, part, None) or getattr(model.config, section)
     arrays = module.state_dict() if isinstance(module, nn.Module) else {} if module is None else {"": module}
     seen = _behavior(spec) if part == "shifter" and module is not None else None
-    return (
-        described and described.model_dump(mode="json"), seen, {key: tuple(value.shape) for key, value in arrays.items()}
-    )  # fmt: skip
+    shapes = {key: tuple(value.shape) for key, value in arrays.items()}
+    return described and described.model_dump(mode="json"), seen, shapes
