@@ -104,7 +104,9 @@ class ActParams(Params):
     """Parameters of an activation."""
 
     negative_slope: float | None = Field(None, description="leakyrelu: slope below 0 (default 0.01).")
-    beta: float | None = Field(None, description="softplus, bsoftplus: sharpness (its initial value, where learned).")
+    beta: float | None = Field(
+        None, gt=0, description="softplus, bsoftplus: sharpness (its initial value, where learned)."
+    )
     split_dim: int | None = Field(None, description="splitrelu: axis that doubles; the channels by default.")
 
 

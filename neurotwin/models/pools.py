@@ -3,9 +3,10 @@
 from dataclasses import replace
 from functools import reduce
 from math import prod, sqrt
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +33,15 @@ class Pool(Layer):
         """Stride of a pool."""
 
         stride: Size | None = Field(None, description="Default: 2 in space, 1 in time.")
+
+        @model_validator(mode="after")
+        def _check_sizes(self) -> Self:
+            for key in ("stride", "kernel_size", "output_size"):
+                if (size := getattr(self, key, None)) is not None and min(size) < 1:
+                    raise ValueError(f"{key} must be at least 1 on every axis")
+            if min(getattr(self, "padding", (0,))) < 0:
+                raise ValueError("padding must not be negative")
+            return self
 
     stride: tuple[int, int] | None = (1, 1)
     offset: tuple[float, float] | None = (0.0, 0.0)
