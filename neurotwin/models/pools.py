@@ -136,11 +136,12 @@ class AdaptivePool(Pool):
             sizes = [params.kernel_size or stride, stride]
         if any(size is None or size[0] != 1 for size in sizes):
             raise ConfigError(f"pool_params: {self.name} needs output_size: [1, H, W]; time is never pooled to a clip")
-        height, width = sizes[0][1:]
+        height, width = inputs.present(sizes[0][1:], 1)
         self.outputs = replace(inputs, height=height, width=width)
         if windowed:
-            kernel, stride = (size[1:] for size in sizes)
-            self.outputs = inputs.resized(kernel, stride, params.padding[1:], f"pool_params: {self.name}")
+            kernel, stride = (inputs.present(size[1:], 1) for size in sizes)
+            padding = inputs.present(params.padding[1:], 0)
+            self.outputs = inputs.resized(kernel, stride, padding, f"pool_params: {self.name}")
         self.size = (self.outputs.height, self.outputs.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -271,9 +272,9 @@ class LocalAttention(Pool):
 
     def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
-        size = params.spatial_kernel
+        size = inputs.present((params.spatial_kernel, params.spatial_kernel), 1)
         self.window, self.outputs = params.chan_window, inputs
-        self.weight = nn.Parameter(torch.full((inputs.channels, 1, size, size), 1 / size**2))
+        self.weight = nn.Parameter(torch.full((inputs.channels, 1, *size), 1 / prod(size)))
 
     def forward(self, x: Tensor) -> Tensor:
         return per_frame(self._attend, x)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from neurotwin.models.spec import SessionSpec
 
 from neurotwin.analysis.evaluate import Table
 from neurotwin.cli import main
 from neurotwin.config import json_schemas, load_dataset_configs, load_model_config
 from neurotwin.data.prepare import prepare
 from neurotwin.data.session import Session
-from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 
 INSPECT = ["inspect", "--model_config"]
