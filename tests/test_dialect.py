@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from neurotwin.config import ConfigError, DatasetConfig, ModelConfig, load_dataset_configs
+from neurotwin.config import ConfigError, DatasetConfig, ModelConfig, load_dataset_configs, recording_reads, unread_keys
 from neurotwin.models import TwinModel
 
 
@@ -30,6 +30,20 @@ def test_temporal_filters_of_their_own_channel_are_as_many_groups(spec):
     params |= {"groups": 3, "split_MP": True}
     with pytest.raises(ConfigError, match="groups: 3, but filters are of one channel each, and there are 2"):
         TwinModel(ModelConfig(frontend={"type": "learnable_temporal", "params": params}), [spec()])
+
+
+def test_keys_without_effect_are_named_as_files_have_them(spec):
+    pool = {"type": "adaptiveavg", "output_size": [1, 3, 3], "stride": 2}
+    block = {"conv_params": {"aa_window": "kaiser"}, "norm_params": {"eps": 0.1}, "pool_params": pool}
+    net = {"type": "vanilla", "params": {"channels": [4], "block_configs": [block]}}
+    config = ModelConfig(convnet=net, readout={"type": "linear", "params": {"n_units": 3}})
+    with recording_reads() as reads:
+        TwinModel(config, [spec(n_lags=3)])
+    where = "convnet.params.block_configs.0"
+    assert sorted(unread_keys(config, reads)) == [
+        f"{where}.conv_params.aa_window", f"{where}.norm_params", f"{where}.pool_params.stride",
+        "readout.params.n_units",
+    ]  # fmt: skip
 
 
 # --- the lab's way of writing ---------------------------------------------------------------------------------------
