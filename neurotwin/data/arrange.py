@@ -130,6 +130,8 @@ def _spec(
 def _unit_columns(session: Session, config: DatasetConfig) -> np.ndarray:
     """Columns of the units to fit, in the order of `cids`, of those that have the labels that `units` asks for."""
     ids = session.unit_ids.tolist()
+    if not ids:
+        raise SessionError(f"session {config.session!r}: no unit to predict, the recording has none; leave it out")
     columns = np.arange(len(ids))
     if config.cids is not None:
         column = {unit: index for index, unit in enumerate(ids)}

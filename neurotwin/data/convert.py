@@ -19,7 +19,8 @@ from ..config import ConfigError, registered
 from ..tensorfile import TensorFileError, load_arrays
 from .formats import Format, find_format, reader_for, source_stamp
 from .progress import ProgressDisplay
-from .session import Session, SessionError, Streamed
+from .session import Session, SessionError
+from .streamed import Streamed
 
 __all__ = ["Outcome", "convert_recordings", "expand_sources", "parse_options", "report_line"]
 

@@ -253,7 +253,8 @@ def _verify_changed(source: Path, cached: Path) -> None:
     try:
         noted = json.loads(_note_of(cached).read_text())
     except (OSError, ValueError):
-        noted = {}
+        noted = None
+    noted = noted if isinstance(noted, dict) else {}
     changed = [path for role, path in (("source", source), ("cached", cached)) if noted.get(role) != _stamp(path)]
     for path in changed:
         logger.info("comparing %s with its checksum", path)

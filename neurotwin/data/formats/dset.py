@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from ...config import nearest, register
-from ..session import Session, SessionError, Streamed, whole_numbers
+from ..session import Session, SessionError, whole_numbers
+from ..streamed import Streamed
 from .base import Format
 from .dset_archive import as_array, open_dset, plain
 from .dset_companions import read_missing_pct, read_saccades

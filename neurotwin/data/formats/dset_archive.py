@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy._core import multiarray
 
-from ..session import SessionError, Streamed
+from ..session import SessionError
+from ..streamed import Streamed
 
 __all__ = ["as_array", "open_dset", "plain"]
 

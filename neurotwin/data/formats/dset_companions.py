@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..session import SessionError, Streamed
+from ..session import SessionError
+from ..streamed import Streamed
 
 __all__ = ["overlapping", "read_missing_pct", "read_saccades"]
 

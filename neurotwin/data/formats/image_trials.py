@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from ...config import nearest, register
-from ..session import Session, SessionError, Streamed
+from ..session import Session, SessionError
+from ..streamed import Streamed
 from .base import Format
 from .repeats import alike, repeat_ids, sketch
 from .streams import filled, missing_bins

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from ...config import nearest, register
-from ..session import Session, SessionError, Streamed, whole_numbers
+from ..session import Session, SessionError, whole_numbers
+from ..streamed import Streamed
 from .base import Format
 from .hdf5 import H5Array, flattened, hdf5_files, looks_like, opened
 from .repeats import repeat_ids

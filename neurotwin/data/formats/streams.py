@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ...tensorfile import blocks
-from ..session import SessionError, Streamed
+from ..session import SessionError
+from ..streamed import Streamed
 
 __all__ = ["bins_per_second", "cut_into_trials", "filled", "finite_bins", "joined", "missing_bins", "transposed"]
 

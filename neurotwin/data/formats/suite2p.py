@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from ...config import register
-from ..session import Session, SessionError, Streamed
+from ..session import Session, SessionError
+from ..streamed import Streamed
 from .base import Format
 from .repeats import repeat_ids
 from .stimulus_log import StimulusLog

@@ -21,7 +21,8 @@ from neurotwin.analysis.recording import (
 )
 from neurotwin.analysis.recording_page import recording_page
 from neurotwin.analysis.triggered import triggered_averages
-from neurotwin.data.session import Session, Streamed
+from neurotwin.data.session import Session
+from neurotwin.data.streamed import Streamed
 
 
 def make(n_bins=400, *, frame=(6, 5), seed=0, **more):

@@ -16,7 +16,8 @@ from neurotwin.data import progress as progress_module
 from neurotwin.data.convert import convert_recordings, expand_sources, parse_options, report_line
 from neurotwin.data.formats import Format, read_session
 from neurotwin.data.progress import ProgressDisplay
-from neurotwin.data.session import Session, SessionError, Streamed
+from neurotwin.data.session import Session, SessionError
+from neurotwin.data.streamed import Streamed
 
 
 def write_source(path, seed=0, n_bins=60, **more):

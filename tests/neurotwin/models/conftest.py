@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from neurotwin.models.spec import SessionSpec
 from torch import Tensor
 
 from neurotwin.config import ModelConfig

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ...session import SessionError, Streamed
+from ...session import SessionError
+from ...streamed import Streamed
 from .guess import roi_table
 from .hdf import Series
 from .mapping import RoisMapping

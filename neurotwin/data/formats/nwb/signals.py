@@ -5,7 +5,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...session import SessionError, Streamed
+from ...session import SessionError
+from ...streamed import Streamed
 from .contents import Signal
 from .hdf import Series, Table
 from .mapping import UnitsMapping

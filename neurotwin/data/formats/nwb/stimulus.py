@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...session import SessionError, Streamed
+from ...session import SessionError
+from ...streamed import Streamed
 from .frames import Frames
 from .hdf import Series, Table
 from .mapping import Mapping, StimulusMapping
