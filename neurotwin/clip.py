@@ -34,8 +34,8 @@ class Clip:
     behavior
         (B, T, K) float32, or None for a session without behaviour.
     history
-        (B, n_history + L, U) responses, those before the L predicted bins included: what a model of spike history
-        conditions on. None for models without.
+        (B, n_history + L, U) responses of the predicted bins and of the bins before them, which a model of spike
+        history sees. None for models without.
     bins
         (B,) int64: index of the first predicted bin of each clip in the prepared session; None for data that are not
         of a prepared session.

@@ -54,10 +54,11 @@ class Regularizers:
 
     Notes
     -----
-    **Sessions.** Parameters of one session (``readouts.N``, ``adapters.N``, ...) are penalised only in steps that hold
-    data of that session, so that no others get a gradient. With A of all S sessions in a step their penalties (and
-    proximal_l1) weigh S / A times as much: where sessions are drawn alike, the sum then equals, in expectation over
-    steps, that over all sessions, for any batch size.
+    **Sessions.** Parameters of one session (``readouts.N``, ``adapters.N``, ...) are penalised only in
+    steps that hold data of that session, so that other sessions get no gradient. A small batch holds few sessions and
+    would penalise each of them rarely. Therefore, with A of all S sessions in a step, their penalties (and proximal_l1)
+    are multiplied by S / A. Where sessions are drawn equally often, the mean over steps is then the sum over all
+    sessions, for any batch size.
 
     **Clamps** bind the parameter itself, so a schedule does not scale them: with ``warmup`` or ``linear_ramp`` they
     hold from `start_epoch` on, with ``linear_decay`` the bound goes from `start_lambda` to lambda.

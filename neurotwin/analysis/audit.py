@@ -1,4 +1,4 @@
-"""What would fool a model, before it does: one audit of the sessions of a run, as text and as a page.
+"""Look for what would fool a model, before it is trained: an audit of the sessions of a run, as text and as a page.
 
 Each check is a function that is given a recording (or all of them) as the run would see it, and returns what it found.
 Thresholds stand beside the checks, and their reasons in ``docs/audit.md``.

@@ -1,8 +1,9 @@
 """From indices to clips: the one place where frames are gathered.
 
-A clip is `length` consecutive bins to predict after the `context` frames that the model needs before the first of
-them. A window is a clip of length 1. Clips are cut from stretches of usable bins (of one split, with a full window);
-a clip that would outrun its stretch keeps its size, and the bins beyond are masked.
+A clip is `length` neighbouring bins that are predicted from one stretch of the stimulus, so that frames which they
+share are computed once. The stretch begins `context` frames before the first predicted bin, because the model needs
+these. A window is a clip of length 1. Clips are cut from stretches of usable bins, all of one split. All clips of a
+batch have the same length: where a stretch ends within a clip, the bins beyond its end are masked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -175,9 +176,9 @@ def stream(
 ) -> Iterator[Sample]:
     """Every usable bin of a split exactly once, in clips that continue one another.
 
-    Stretches of similar length run side by side, `chunk` bins at a time; a clip whose `carries` is true continues
-    the stretches of the one before, so that recurrent state carries over. What a stretch gives does not depend on
-    `chunk`, `bins` or `part`.
+    Stretches of similar length are cut side by side, `chunk` bins at a time. A clip whose `carries` is true continues
+    the stretches of the clip before it, and the model goes on with its recurrent state. The predictions of a stretch
+    therefore do not depend on `chunk`, `bins` or `part`.
 
     Parameters
     ----------
@@ -192,9 +193,9 @@ def stream(
     bins
         Predicted bins of a batch, about: how many stretches run side by side.
     part
-        ``(i, n)``: only every n-th stretch, from the i-th: what process i of n evaluates.
+        ``(i, n)``: every n-th stretch, beginning with the i-th; this is what process i of n evaluates.
     limit
-        Only part of the stretches, evenly spaced, always the same: a fraction up to 1, or a number above.
+        How many stretches to use: a fraction up to 1, or a number above 1. They are evenly spaced and always the same.
     shown
         See :func:`gather`.
     """

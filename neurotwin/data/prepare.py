@@ -148,8 +148,8 @@ def prepare(
 def outline(configs: Sequence[DatasetConfig]) -> list[SessionSpec]:
     """What a model must know of the sessions of a run, as far as headers and configs tell it.
 
-    Takes no time and writes nothing, so that a run that cannot be is refused before its data are prepared; only data
-    of another layout are converted first.
+    This takes no time and writes nothing, so that a run that is not possible is refused before its data are prepared.
+    Data of another layout are an exception: they are converted first.
 
     Raises
     ------
@@ -185,8 +185,9 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
 
     Notes
     -----
-    Size and header of both files are checked at every start; their content is compared with their checksums when a
-    file's size or time of change is not the one noted, in ``NAME.checked.json``, when that was last done.
+    Size and header of both files are checked at every start. Comparing the content with its checksum takes
+    longer. It is done when the size or the time of change of a file differs from those noted in ``NAME.checked.json``
+    at the last comparison.
     """
     path, folder = _session_file(config, cache_dir)
     session = Session.load(path, verify=False)

@@ -15,9 +15,9 @@ def split_bins(
 ) -> np.ndarray:
     """Split of every bin: index into ``("train", "val", "test")``, or -1 for none, (T,) int8.
 
-    Bins that the session labels are taken as they are. For the others whole trials are drawn, among those with a
-    usable bin, so equal trial ids stay together. The permutation depends on the seed and the session's name, so that
-    sessions are not permuted alike, and on nothing else.
+    Bins that the session labels keep their label. The other bins are split by whole trials, so that bins of equal trial
+    id stay together; trials without a usable bin are not drawn. The permutation of trials depends on the seed and on
+    the session's name, so that each session has another one, and on nothing else.
 
     Parameters
     ----------

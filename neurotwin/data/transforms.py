@@ -236,8 +236,8 @@ class SplitReLU(Transform):
 class TemporalBasis(Transform, RaisedCosineParams):
     """Raised cosines over the past of a signal (Pillow et al. 2008); over its future too with ``causal: false``.
 
-    Before the first bin of a run its first value stands in, and after the last one its last: an onset of the recording
-    is not an onset of the behaviour.
+    Before the first bin of a run its first value is repeated, and after the last bin its last value. Zeros would look
+    as if the behaviour began with the recording.
     """
 
     @property

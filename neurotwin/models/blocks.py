@@ -86,8 +86,8 @@ class BlockConfig(Params):
 class Block(Layer):
     """Pad, convolve, normalise, activate, drop out and pool, in the order that the config gives.
 
-    Padding over time needs no step of its own: a clip brings the frames that a window would have to make up, so both
-    causal and valid blocks just consume them. Spatial padding belongs to the convolution and the pool.
+    Padding over time needs no step of its own. Where a window would have to make frames up, a clip brings the recorded
+    ones, and both causal and valid blocks use these. Spatial padding belongs to the convolution and the pool.
 
     Parameters
     ----------

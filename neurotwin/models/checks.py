@@ -41,7 +41,7 @@ def check_sessions(config: ModelConfig, sessions: Sequence[SessionSpec]) -> None
 
 
 def check_frames(config: ModelConfig, sessions: Sequence[SessionSpec], maps: Sequence[Maps]) -> Maps:
-    """What the core sees, the same for every session."""
+    """What the core sees, which must be the same for every session."""
     if config.initial_input_channels == 0:
         for part in (config.frontend, config.convnet):
             if part.type != "none":
@@ -63,7 +63,7 @@ def check_frames(config: ModelConfig, sessions: Sequence[SessionSpec], maps: Seq
 
 
 def check_lags(receptive_field: int, sessions: Sequence[SessionSpec]) -> None:
-    """The core sees no more frames than a prediction is given."""
+    """Whether a prediction is given at least as many frames as the core sees."""
     for spec in sessions:
         if spec.n_lags < receptive_field:
             raise ConfigError(
@@ -73,7 +73,7 @@ def check_lags(receptive_field: int, sessions: Sequence[SessionSpec]) -> None:
 
 
 def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], features: Maps) -> None:
-    """What takes behaviour gets it, and as much of it as it expects."""
+    """Whether every part that needs behaviour is given it, with the number of variables that it expects."""
     for part in (config.modulator, config.shifter):
         for spec in sessions:
             if part.type != "none" and spec.behavior_dim == 0:
@@ -98,7 +98,7 @@ def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], feature
 
 
 def check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
-    """A shifter has positions to move."""
+    """Whether the readout has positions that a shifter can move."""
     if not getattr(readout, "takes_shift", False):
         able = [name for name, kind in registered("readout").items() if getattr(kind, "takes_shift", False)]
         raise ConfigError(
@@ -110,7 +110,7 @@ def check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
 
 
 def check_history(n_lags: int, spec: SessionSpec) -> None:
-    """A history encoder is given the bins that it looks at."""
+    """Whether a history encoder is given as many bins as it looks at."""
     if spec.n_history < n_lags:
         raise ConfigError(
             f"session {spec.name}: the history encoder looks at {n_lags} bins, and keys_lags gives it "

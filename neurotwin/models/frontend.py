@@ -33,11 +33,12 @@ __all__ = [
 class Adapter(Stage):
     """Blur frames as much as the sampling grid needs, and sample them on a grid of fixed size.
 
-    With `scale` the grid is the frame magnified about its centre by a learned factor, with `affine` any affine map of
-    it. Along each axis, neighbouring samples are ``pitch`` input pixels apart; what they cannot represent is removed
-    by a Gaussian of σ = max(0, (pitch − 1) / 2) + softplus(·), pixels: the first term is the least that avoids
-    aliasing (the rule of scikit-image), the second is learned. Both depend on the parameters differentiably. At the
-    start the scale is 1 and σ is `init_sigma`, or the least where that is more.
+    With `scale`, the grid covers the frame magnified about its centre by a learned factor. With `affine`, any affine
+    map of the frame is learned. Along each axis, neighbouring samples are ``pitch`` input pixels apart. Details that
+    are too fine for the grid would show up as coarse patterns (aliasing), so they are first removed by a Gaussian blur
+    of σ = max(0, (pitch − 1) / 2) + softplus(·), pixels. The first term is the least that avoids aliasing (the rule of
+    scikit-image), and the second is learned. Gradients flow through both. At the start the scale is 1, and σ is
+    `init_sigma`, or a little more than the least where the least is larger.
 
     Blur and bilinear sampling along an axis are one matrix, so that a frame costs two matrix products.
     """

@@ -1,7 +1,7 @@
 """What each parameter of a model is: its kind, the session it belongs to, and the name that config files know it by.
 
-A module says itself what its parameters are, in its attribute `kinds`. Optimizer groups, weight decay, penalties,
-freezing and figures read that; nothing is read out of a name.
+Each module says what its parameters are in its attribute `kinds`. Optimizer groups, weight decay, penalties, freezing
+and figures read this attribute. They never guess from the name of a parameter.
 """
 
 from collections.abc import Iterator

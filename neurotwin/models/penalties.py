@@ -25,7 +25,7 @@ class Penalty:
     Attributes
     ----------
     shrinks
-        Whether it draws a weight to 0 as weight decay does, which the weight then does not get besides.
+        Whether it draws a weight to 0 as weight decay does. Such a weight then gets no weight decay.
     """
 
     shrinks = False

@@ -257,9 +257,9 @@ class SqueezeExcitePool(Pool):
 class LocalAttention(Pool):
     """Each channel is scaled by how its neighbourhood compares with that of the channels beside it.
 
-    s is x averaged over `spatial_kernel` pixels with learned weights (a depthwise convolution); a channel is
-    multiplied by n · softmax(s) over the n channels of a window of `chan_window` around it, so that equal channels pass
-    unchanged.
+    First, s is x averaged over `spatial_kernel` pixels with learned weights (a depthwise convolution). Each channel is
+    then multiplied by n · softmax(s), where the softmax is over the n channels of a window of `chan_window` around it.
+    Where all these channels are equal, the factor is 1.
     """
 
     class Params(Params):

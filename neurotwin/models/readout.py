@@ -1,8 +1,8 @@
 """From features to units: one readout a session, (B, C, T, H, W) to (B, T, U).
 
-Positions are in units of half a map, (x, y) in [-1, 1] from edge to edge of the outermost pixels. Features are pooled
-over space first, for all units in one product; the weighted sum over features comes after, so that there is never a
-map per unit.
+Positions are in units of half a map: (x, y) in [-1, 1] from edge to edge of the outermost pixels. Features are first
+pooled over space, for all units in one matrix product. Then they are weighted and summed. In this order, no map has to
+be kept for each unit, which would take much memory.
 """
 
 from math import prod, sqrt

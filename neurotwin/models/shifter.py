@@ -15,8 +15,9 @@ __all__ = ["Shifter"]
 class Shifter(nn.Module):
     """Shift of the readout's positions from the gaze: s = r tanh(W MLP(gaze)), with W 0 at the start.
 
-    What an eye tracker misses of where the eye looks, and what a screen centred on the head does not follow, moves all
-    receptive fields of a session alike (Walker et al. 2019, Nat Neurosci 22:2060; Franke et al. 2022, Nature 610:128).
+    When the eye moves and the stimulus does not follow exactly, all receptive fields of a session move on the screen by
+    the same amount. This happens where the eye tracker is not exact, and where the screen is fixed to the head (Walker
+    et al. 2019, Nat Neurosci 22:2060; Franke et al. 2022, Nature 610:128).
 
     Parameters
     ----------

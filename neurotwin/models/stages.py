@@ -1,11 +1,11 @@
 """What flows between the stages of a model, the base of all stages, and how time and memory are laid out.
 
-Everything maps clips (B, C, T, H, W) to clips and is *dense and valid in time*: there is an output for every frame that
-has enough frames before it, so T shrinks by a stage's `context`. A stride over time in the config does not thin the
-output; it becomes `Maps.step`, the distance in frames between the taps of every later layer, which gives for each frame
-what a strided network gives for a window that ends there.
+Every stage maps clips (B, C, T, H, W) to clips and is *dense and valid in time*: there is an output for every frame
+that has enough frames before it, so that T comes out shorter by the stage's `context`. A stride over time in the config
+leaves no frames out. Instead the taps of all later layers lie `Maps.step` frames apart. For each frame, this gives what
+a network with strides gives for the window that ends there.
 
-Tensors are channels-last in memory: folding time into the batch (:func:`fold_time`) is then free of copies.
+Tensors are channels-last in memory, because time can then be folded into the batch (:func:`fold_time`) without a copy.
 """
 
 from collections.abc import Callable, Iterator
@@ -156,7 +156,8 @@ def build(part: Part, *args: Any, **kwargs: Any) -> Any:
 def channels_last(x: Tensor) -> Tensor:
     """The same values, channels-last in memory; no copy where they are so already.
 
-    The strides of a single channel say nothing, and torch then takes the layout for channels-first and hands it on.
+    With a single channel, the strides do not show which layout is meant. Torch then takes it for channels-first, and so
+    does every layer that follows. The strides are therefore set anew.
     """
     if x.shape[1] == 1:
         x = x.squeeze(1)[..., None].permute(0, 4, 1, 2, 3)
@@ -194,7 +195,7 @@ def inside(where: str) -> Iterator[None]:
 
 
 def normal(*shape: int, std: float, generator: torch.Generator) -> Tensor:
-    """Normal numbers from a generator of one's own: what else has been drawn in the process does not matter."""
+    """Normal numbers from the given generator, so that they do not depend on what else was drawn in the process."""
     return torch.randn(shape, generator=generator) * std
 
 

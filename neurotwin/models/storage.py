@@ -16,7 +16,7 @@ __all__ = ["check_run", "load_twin"]
 
 
 def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
-    """Refuse a run that cannot be, before its data are prepared: only the headers of the session files are read.
+    """Refuse a run that is not possible before its data are prepared. Only headers of session files are read.
 
     Raises
     ------

@@ -69,7 +69,8 @@ class TwinModel(Network):
         responses
             (T, U), for a model with spike history.
         chunk
-            Frames predicted at a time; the result does not depend on it.
+            Frames predicted at a time. The result does not depend on it: a recurrent model carries its state from chunk
+            to chunk.
 
         Returns
         -------
@@ -102,7 +103,7 @@ class TwinModel(Network):
         self, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None = None, *, session: str | int,
         bin_rate: float, n_samples: int = 1, generator: torch.Generator | None = None, chunk: int = 256,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Draw responses forward in time; a model with spike history sees its own, silence at first.
+        """Draw responses forward in time. A model with spike history sees those that it drew, and zeros before them.
 
         Parameters
         ----------

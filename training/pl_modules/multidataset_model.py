@@ -47,9 +47,9 @@ class NonFiniteLossError(ArithmeticError):
 class MultiDatasetModel(pl.LightningModule):
     """A twin in training.
 
-    The loss is the likelihood's NLL summed over the valid responses of the whole optimizer step and divided by their
-    number, over all processes and accumulated micro-batches; gradients are summed over processes. So the loss, its
-    gradients and every metric are those of the run, not of a process.
+    The loss is the negative log likelihood, summed over the valid responses of the whole optimizer step and divided by
+    their number. The step includes all processes and all accumulated micro-batches, and gradients are summed over
+    processes. Training on 1 or 8 processes therefore gives the same loss, the same gradients and the same metrics.
 
     Parameters
     ----------
@@ -94,9 +94,10 @@ class MultiDatasetModel(pl.LightningModule):
 
     Notes
     -----
-    "stop" adds no waiting for the device: whether a loss was finite travels with the gradients, and a GPU's answer is
-    read one step later; :meth:`on_save_checkpoint` reads it first, so that no broken weights are saved. "skip" has to
-    know before the backward pass, and waits at every micro-batch.
+    With "stop", training does not wait for the device. Whether a loss was finite is sent along with the
+    gradients, and on a GPU it is read one step later. :meth:`on_save_checkpoint` reads it before it saves, so that
+    broken weights are never saved. With "skip", the answer is needed before the backward pass, so that training waits
+    at every micro-batch.
 
     Raises
     ------
