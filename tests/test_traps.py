@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from neurotwin.metrics.poisson import poisson_nll
-from neurotwin.models.spec import SessionSpec
 
 import neurotwin.data.clips as clips_module
 import neurotwin.models.penalties as penalties_module
