@@ -147,7 +147,7 @@ class Presenter:
         """What is shown to a session; 8-bit pixels are around 127, others around the middle of their range."""
         spec = self.twin.sessions[index]
         low, high = spec.stimulus_range or (0.0, 255.0)
-        eight_bit = 0 <= low and 1.5 < high <= 255
+        eight_bit = low >= 0 and 1.5 < high <= 255
         grey, amplitude = (127.0, 127.0) if eight_bit else ((low + high) / 2, (high - low) / 2)
         return Screen(spec.frame_shape, spec.bin_rate, spec.pixels_per_degree, grey, amplitude)
 
@@ -175,7 +175,7 @@ class Presenter:
             raise ValueError(f"{movies.shape[1]} frames, where a prediction sees {twin.context + 1}")
         with evaluating(twin):
             x = self._frames(group.sessions[0], movies)
-            shared = [stage for stage in twin.stages]
+            shared = list(twin.stages)
             length, split = movies.shape[1] - twin.context, len(shared)
             if twin.core_takes_behavior:
                 split = next(number for number, stage in enumerate(shared) if stage.takes_behavior)
@@ -305,8 +305,8 @@ class Presenter:
         if values is None or len(values) != spec.behavior_dim:
             given = "none" if values is None else len(values)
             raise ExperimentError(
-                f"session {spec.name}: its behaviour has {spec.behavior_dim} variables ({', '.join(spec.behavior_names)}"
-                f"), and {given} are given"
+                f"session {spec.name}: its behaviour has {spec.behavior_dim} variables "
+                f"({', '.join(spec.behavior_names)}), and {given} are given"
             )
         return torch.as_tensor(values, dtype=torch.float32)
 

@@ -121,13 +121,14 @@ def _averages(presenter: Presenter, index: int) -> tuple[np.ndarray, np.ndarray]
     data, twin = presenter.prepared[index], presenter.twin
     context, mean = twin.context, data.statistics().mean
     shape = (3, data.n_units, context + 1, int(np.prod(data.spec.frame_shape)))
-    sums = np.zeros(shape)
+    sums = np.zeros(shape, np.float32)
+    grey = presenter.screen(index).grey
     with evaluating(twin), torch.inference_mode():
         predict = Streamer(twin)
         for sample in stream(data, "train", context=context):
             sample = sample.of_session(index).to(twin.like.device)
             rates, target = predict(sample.clip).double().cpu().numpy(), sample.target
-            frames = sample.clip.stimulus.transpose(1, 2).double().flatten(2).cpu().numpy()
+            frames = sample.clip.stimulus.transpose(1, 2).float().flatten(2).cpu().numpy()
             mask, exposure = (
                 target.mask.cpu().numpy(),
                 1.0 if target.exposure is None else target.exposure.cpu().numpy(),
@@ -138,9 +139,9 @@ def _averages(presenter: Presenter, index: int) -> tuple[np.ndarray, np.ndarray]
             odd = (np.searchsorted(np.unique(data.trial), data.trial[starts]) % 2).astype(bool)[:, None, None]
             length = sample.clip.length
             weights = np.stack([np.where(odd, 0, recorded), np.where(odd, recorded, 0), predicted])
-            flat = weights.transpose(0, 3, 1, 2).reshape(3 * data.n_units, -1)
+            flat = weights.transpose(0, 3, 1, 2).reshape(3 * data.n_units, -1).astype(np.float32)
             first = frames.shape[1] - length - context
-            centred = frames - frames.mean()
+            centred = (frames - grey).astype(np.float32)
             for lag in range(context + 1):
                 seen = centred[:, first + lag : first + lag + length].reshape(flat.shape[1], -1)
                 sums[:, :, lag] += (flat @ seen).reshape(3, data.n_units, -1)
