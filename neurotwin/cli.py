@@ -3,9 +3,11 @@
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,12 +15,15 @@ from .analysis.audit import audit_configs, audit_html, audit_text
 from .analysis.compare import compare
 from .analysis.evaluate import evaluate
 from .analysis.inspect import inspect_text
+from .analysis.recording import recording_text, session_row
+from .analysis.recording_page import recording_page
 from .analysis.report import html_page, load_run, markdown_table, report_rows, summary_text, text_table
 from .checkpoint_file import CheckpointError
-from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config
-from .data.formats import read_session
+from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config, registered
+from .data.convert import convert_recordings, parse_options
+from .data.formats import Format, find_format, nwb, read_session
 from .data.prepare import prepare
-from .data.session import SPLITS, SessionError
+from .data.session import SPLITS, Session, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
 from .files import write_text
 from .metrics.table import EvaluationError
@@ -32,6 +37,8 @@ USER_ERRORS = (ConfigError, SessionError, TensorFileError, CheckpointError, Eval
 
 logger = logging.getLogger(__name__)
 
+_ROLE = re.compile(r":[a-z]+:`~?(?:[a-z_]+[.])*")  # what docstrings put before the name of a class
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -39,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when done, 1 when `compare` found a difference or `audit` a fault, 2 when something asked for is not possible.
+        0 when done; 1 when `compare` found a difference, `audit` a fault, or `convert` could not convert one of several
+        sources; 2 when something asked for is not possible.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = _parser().parse_args(argv)
@@ -60,22 +68,33 @@ def simulate(arguments: argparse.Namespace) -> int:
 
 
 def convert(arguments: argparse.Namespace) -> int:
-    """Write a session file from data of another format."""
-    session = read_session(
-        arguments.source, format=arguments.format or "", name=arguments.name, subject=arguments.subject,
-        bin_rate=arguments.bin_rate, stimulus=arguments.stimulus,
+    """Write session files from recordings of other formats."""
+    options = _reader_options(arguments)
+    outcomes = convert_recordings(
+        arguments.sources, arguments.target, format=arguments.format or "", options=options, jobs=arguments.jobs,
+        force=arguments.force,
     )  # fmt: skip
-    target = Path(arguments.target)
-    target = target if target.suffix == ".safetensors" else target / f"{session.name}.safetensors"
-    if target.exists():
-        raise SessionError(f"{target}: exists; choose another name, or delete it first")
-    print(session.save(target))
-    logger.info("%d units, %d bins, %.1f minutes", session.n_units, session.n_bins, session.duration / 60)
-    return 0
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if len(outcomes) == len(failed) == 1:
+        raise SessionError(failed[0].text)
+    for outcome in outcomes:
+        if outcome.target is not None:
+            print(outcome.target)
+    if len(outcomes) > 1:
+        logger.info("%d of %d sources are session files now", len(outcomes) - len(failed), len(outcomes))
+    for outcome in failed:
+        print(f"neurotwin: {outcome.text}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def inspect(arguments: argparse.Namespace) -> int:
-    """Show a model and its sessions without training."""
+    """Show what is in a recording, or a model and its sessions, without training."""
+    if (arguments.recording is None) == (arguments.model_config is None):
+        raise ConfigError("inspect: give a recording, or --model_config and --dataset_configs_path; one of the two")
+    if arguments.recording is not None:
+        return _inspect_recording(arguments)
+    if arguments.dataset_configs_path is None:
+        raise ConfigError("inspect: --model_config needs --dataset_configs_path")
     config = load_model_config(arguments.model_config)
     datasets = load_dataset_configs(
         arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
@@ -95,6 +114,47 @@ def audit_sessions(arguments: argparse.Namespace) -> int:
         write_text(arguments.html, audit_html(result))
         logger.info("page: %s", arguments.html)
     return 1 if result.findings else 0
+
+
+def _inspect_recording(arguments: argparse.Namespace) -> int:
+    path, options = Path(arguments.recording), _reader_options(arguments)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if files and not any(kind.recognises(path) for kind in registered("format").values()):
+        print(text_table([session_row(Session.load(file, verify=False)) for file in files]))
+        return 0
+    mapping = ""
+    if path.suffix == ".safetensors":
+        session = Session.load(path)
+        logger.info("%s: a session file, whole and as it was written", path)
+    else:
+        kind = arguments.format or find_format(path)
+        logger.info("%s: a recording of format %s", path, kind)
+        if kind == "nwb" and "mapping" not in options:
+            mapping = _nwb_mapping(path, arguments.write_mapping)
+        try:
+            session = read_session(path, format=kind, **options)
+        except SessionError as error:
+            if not mapping or arguments.html:
+                raise
+            logger.warning("it cannot be read without a mapping yet: %s", error)
+            return 0
+    if arguments.write_mapping and not mapping:
+        raise SessionError(f"{path}: --write_mapping is for NWB files that are read without --mapping")
+    print(recording_text(session))
+    if arguments.html:
+        write_text(arguments.html, recording_page(session, mapping=mapping))
+        logger.info("page: %s", arguments.html)
+    return 0
+
+
+def _nwb_mapping(path: Path, target: str | None) -> str:
+    """Print the mapping that an NWB file suggests, and write it where a file is named."""
+    mapping = nwb.nwb_mapping(path)
+    print(mapping)
+    if target:
+        write_text(target, mapping)
+        logger.info("mapping: %s; correct what is not right, then convert with --mapping %s", target, target)
+    return mapping
 
 
 def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
@@ -149,6 +209,46 @@ def schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_reader_flags(command: argparse.ArgumentParser) -> None:
+    """Flags that say how a recording is read."""
+    flags = command.add_argument_group("how a recording is read")
+    flags.add_argument("--format", choices=list(registered("format")), help="default: what the source looks like")
+    flags.add_argument("--name", help="of the session; default: the source's")
+    flags.add_argument("--subject", help="default: the source's, else the name up to the first _")
+    flags.add_argument("--bin_rate", help="bins a second, Hz, where the source does not say")
+    flags.add_argument("--stimulus", help="name of the stimulus, where there are several")
+    flags.add_argument("--mapping", metavar="FILE", help="nwb: which series is what (.yaml)")
+    flags.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="further options; see below")
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = "\n".join(["options of the formats:", *_format_lines()])
+
+
+def _format_lines() -> list[str]:
+    lines = []
+    shared = set(Format.model_fields) | {"stimulus", "mapping"}
+    for name, kind in registered("format").items():
+        first = (kind.__doc__ or "").strip().splitlines()[0]
+        lines.append(f"  {name}: {re.sub(_ROLE, '', first).replace('`', '')}")
+        for key, field in kind.model_fields.items():
+            if key not in shared:
+                default = field.get_default(call_default_factory=True)
+                lines.append(f"    {key} ({default!r}): {field.description or ''}".rstrip(": "))
+    return lines
+
+
+def _reader_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The reader's options that were given, by flags of their own or by --options."""
+    options = parse_options(arguments.options)
+    for key in ("name", "subject", "bin_rate", "stimulus", "mapping"):
+        value = getattr(arguments, key)
+        if value is None:
+            continue
+        if key in options:
+            raise SessionError(f"--{key} and --options {key}=...: give one of them")
+        options[key] = value
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="neurotwin", description="Digital twins of visual neurons.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -164,17 +264,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of units, gaze and spikes (%(default)s)")
 
     sub = command("convert", convert)
-    sub.add_argument("source", help=".npz file, folder of .npy files, Sensorium folder or .nwb file")
-    sub.add_argument("target", help="session file (.safetensors), or a folder for NAME.safetensors")
-    sub.add_argument("--format", choices=("arrays", "sensorium", "nwb"), help="default: what the source looks like")
-    sub.add_argument("--name", default="", help="of the session; default: the source's")
-    sub.add_argument("--subject", default="", help="default: the source's, else the name up to the first _")
-    sub.add_argument("--bin_rate", type=float, help="bins a second, Hz, where the source does not say")
-    sub.add_argument("--stimulus", default="", help="nwb: name of the movie, where there are several")
+    sub.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, or patterns such as 'raw/*'")
+    sub.add_argument("target", help="folder for NAME.safetensors; for one source also a file (.safetensors)")
+    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="sources converted at once (%(default)s)")
+    sub.add_argument("--force", action="store_true", help="convert all again, and replace files of other origin")
+    _add_reader_flags(sub)
 
     sub = command("inspect", inspect)
-    sub.add_argument("--model_config", required=True, help="YAML of the model")
-    sub.add_argument("--dataset_configs_path", required=True, help="parent YAML, or folder of session YAMLs")
+    sub.add_argument("recording", nargs="?", help="recording of any format, session file, or folder of session files")
+    sub.add_argument("--html", metavar="FILE", help="also write a page with pictures, which needs no other file")
+    sub.add_argument("--write_mapping", metavar="FILE", help="nwb: write the mapping (.yaml), to be changed by hand")
+    _add_reader_flags(sub)
+    sub = sub.add_argument_group("instead of a recording: a model with its sessions")
+    sub.add_argument("--model_config", help="YAML of the model")
+    sub.add_argument("--dataset_configs_path", help="parent YAML, or folder of session YAMLs")
     sub.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
     sub.add_argument("--max_datasets", type=int, help="use at most the first N sessions")
 

@@ -2,6 +2,9 @@
 
 B clips, T frames in, L bins to predict (the last L of the T), C channels, H x W pixels, U units, K behaviour variables,
 F features. Time runs oldest first.
+
+The classes are not frozen, because Lightning's plugins for true half and double precision convert what they find by
+setting the fields of a copy. Nothing here changes one.
 """
 
 from collections.abc import Callable
@@ -16,7 +19,7 @@ __all__ = ["Clip", "Sample", "Target"]
 Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Clip:
     """What a model sees: clips of one session.
 
@@ -61,7 +64,7 @@ class Clip:
         return f"Clip of session {self.session}: {clips} x {self.length} bins to predict"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Target:
     """What was recorded in the predicted bins of some clips.
 
@@ -80,7 +83,7 @@ class Target:
     exposure: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sample:
     """Clips of one session, and what was recorded in the bins that they predict."""
 

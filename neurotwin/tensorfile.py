@@ -7,10 +7,8 @@ code. Files are written under a temporary name and renamed when whole, so a name
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 
 from .files import replacing
 
-__all__ = ["TensorFileError", "blocks", "load_arrays", "save_arrays", "write_arrays"]
+__all__ = ["TensorFileError", "blocks", "load_arrays", "save_arrays"]
 
 _BLOCK = 1 << 24  # bytes that are read, compared or copied at a time
 
@@ -36,17 +34,44 @@ class TensorFileError(ValueError):
 def save_arrays(path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, object]) -> None:
     """Write `arrays` and `metadata` (JSON values) to `path`, whole or not at all.
 
-    An array may be anything with a shape, a type and slices along its first axis; it is copied piece by piece.
+    An array may be anything with a shape, a type and slices along its first axis. It is written piece by piece, so that
+    it never needs to fit in memory. Two processes may write the same file at once: the last one names it.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> save_arrays(path, {"x": np.arange(6).reshape(2, 3)}, {"unit": "px"})
+    >>> arrays, metadata = load_arrays(path)
+    >>> int(arrays["x"].sum()), metadata["unit"]
+    (15, 'px')
     """
-    specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-    with write_arrays(path, specs, metadata) as out:
-        for name, array in arrays.items():
-            if not array.shape:
-                out[name][...] = array
-            start = 0
-            for part in blocks(array):
-                out[name][start : start + len(part)] = part
-                start += len(part)
+    entries, offset = {}, 0
+    # Widest types first: every array then starts at a multiple of its item size.
+    order = sorted(arrays, key=lambda name: (-np.dtype(arrays[name].dtype).itemsize, name))
+    for name in order:
+        dtype, shape = np.dtype(arrays[name].dtype), [int(n) for n in arrays[name].shape]
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = {key: json.dumps(value) for key, value in metadata.items()}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(_pack(text, entries, "0" * 64))
+        digests = {}
+        for name in order:
+            digest, dtype = hashlib.sha256(), np.dtype(arrays[name].dtype)
+            for part in blocks(arrays[name]):
+                content = np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data
+                digest.update(content)
+                file.write(content)
+            digests[name] = digest.hexdigest()
+        file.seek(0)
+        file.write(_pack(text, entries, _combined(digests)))
 
 
 def blocks(array: Any) -> Iterator[np.ndarray]:
@@ -57,61 +82,14 @@ def blocks(array: Any) -> Iterator[np.ndarray]:
     >>> sum(len(part) for part in blocks(np.zeros((100_000, 90))))
     100000
     """
+    if not array.shape:
+        yield np.asarray(array)
     if not array.shape or 0 in array.shape:
         return
     row = int(np.prod(array.shape[1:], dtype=np.int64)) * np.dtype(array.dtype).itemsize
     step = max(1, _BLOCK // max(1, row))
     for start in range(0, len(array), step):
         yield np.asarray(array[start : start + step])
-
-
-@contextmanager
-def write_arrays(
-    path: str | Path, specs: Mapping[str, tuple[np.dtype | type, tuple[int, ...]]], metadata: Mapping[str, object]
-):
-    """Yield writable memory-mapped arrays of the given types and shapes; name the file `path` once they are filled.
-
-    The arrays start as zeros and never need to fit in memory. The header keeps a digest of their content. Two
-    processes may write the same file at once: the last one names it.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written. All of its space is taken before anything is, because a disk that is full
-        under a memory-mapped array kills the process instead.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> with write_arrays(folder / "a.safetensors", {"x": (np.uint8, (2, 3))}, {"unit": "px"}) as out:
-    ...     out["x"][1] = 7
-    >>> arrays, metadata = load_arrays(folder / "a.safetensors")
-    >>> int(arrays["x"].sum()), metadata["unit"]
-    (21, 'px')
-    """
-    entries, offset = {}, 0
-    # Widest types first: every array then starts at a multiple of its item size.
-    for name, (dtype, shape) in sorted(specs.items(), key=lambda item: (-np.dtype(item[1][0]).itemsize, item[0])):
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        kind, offsets = _NAMES[np.dtype(dtype)], [offset, offset + size]
-        entries[name] = {"dtype": kind, "shape": [int(n) for n in shape], "data_offsets": offsets}
-        offset += size
-    text = {key: json.dumps(value) for key, value in metadata.items()}
-    header = _pack(text, entries, "0" * 64)
-    with replacing(path) as temporary:
-        with open(temporary, "wb") as file:
-            file.write(header)
-            file.flush()
-            os.posix_fallocate(file.fileno(), 0, len(header) + offset)
-        arrays = _map(temporary, entries, len(header), mode="r+")
-        yield arrays
-        for array in arrays.values():
-            if isinstance(array, np.memmap):
-                array.flush()
-        digest = _digest(arrays)
-        with open(temporary, "r+b") as file:
-            file.write(_pack(text, entries, digest))
 
 
 def load_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -154,7 +132,7 @@ def load_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != 8 + length + end:
         raise TensorFileError(f"{path}: {size} bytes where its header promises {8 + length + end}; it was cut off")
-    arrays = _map(path, header, 8 + length, mode="r")
+    arrays = _map(path, header, 8 + length)
     if verify and text["digest"] != _digest(arrays):
         raise TensorFileError(f"{path}: its content does not match its checksum; it was altered after it was written")
     metadata = {key: json.loads(value) for key, value in text.items() if key not in _DIGESTS}
@@ -179,23 +157,28 @@ def _header_digest(header: bytes) -> str:
     return hashlib.sha256(header[: noted.start(1)] + b"0" * 64 + header[noted.end(1) :]).hexdigest()
 
 
-def _map(path: Path, entries: Mapping[str, Any], start: int, mode: str) -> dict[str, np.ndarray]:
+def _map(path: Path, entries: Mapping[str, Any], start: int) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name, entry in entries.items():
         shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
         if 0 in shape:  # nothing to map
             arrays[name] = np.zeros(shape, dtype)
         else:
-            mapped = np.memmap(path, dtype, mode, start + entry["data_offsets"][0], shape or (1,))
+            mapped = np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape or (1,))
             arrays[name] = mapped.reshape(shape)
     return arrays
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        flat = arrays[name].reshape(-1).view(np.uint8)
-        for first in range(0, len(flat), _BLOCK):
-            digest.update(flat[first : first + _BLOCK])
-    return digest.hexdigest()
+    digests = {}
+    for name, array in arrays.items():
+        digest = hashlib.sha256()
+        for part in blocks(array):
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+        digests[name] = digest.hexdigest()
+    return _combined(digests)
+
+
+def _combined(digests: Mapping[str, str]) -> str:
+    """One digest of those of all arrays by name."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()

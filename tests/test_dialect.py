@@ -6,10 +6,10 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
+from neurotwin.models.spec import SessionSpec
 
 from neurotwin.clip import Batch
 from neurotwin.config import PARAMS, ConfigError, DatasetConfig, ModelConfig, Params, Strict, load_dataset_configs
-from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 
 SESSION = SessionSpec(

@@ -3,6 +3,7 @@
 import ast
 import itertools
 import re
+import runpy
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,21 +12,23 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from neurotwin.metrics.poisson import poisson_nll
+from neurotwin.models.spec import SessionSpec
 
 import neurotwin.data.clips as clips_module
-import training.regularizers as regularizers_module
+import neurotwin.models.penalties as penalties_module
 from neurotwin.analysis.evaluate import evaluate
-from neurotwin.clip import Batch
-from neurotwin.config import PARAMS, DatasetConfig, ModelConfig
+from neurotwin.clip import Clip
+from neurotwin.config import DatasetConfig, ModelConfig, registered
 from neurotwin.data.clips import clip_table
 from neurotwin.data.prepare import Prepared, prepare_session
 from neurotwin.data.session import SPLITS, Session
-from neurotwin.metrics.poisson import poisson_nll
-from neurotwin.models.spec import SessionSpec
+from neurotwin.data.spec import SessionSpec
+from neurotwin.likelihoods import Poisson
 from neurotwin.models.twin import TwinModel
 from training import MultiDatasetDM, MultiDatasetModel
 from training.checkpoints import SafeCheckpoint
-from training.utils import GradientSumStrategy
+from training.processes import GradientSumStrategy
 
 ROOT = Path(__file__).parent.parent
 TREES = {
@@ -34,7 +37,6 @@ TREES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 """Syntax trees of the two packages by file."""
-N_LAGS = 3
 MODEL = {
     "convnet": {
         "type": "vanilla",
@@ -46,29 +48,25 @@ MODEL = {
 }
 
 
-def record(folder: Path, name: str = "ada_1", *, n_bins: int = 240, seed: int = 0, **fields) -> Session:
+FACTORY = runpy.run_path(str(ROOT / "tests/factories/sessions.py"))
+
+
+def record(folder: Path, name: str = "ada_1", **fields) -> Session:
     """A session of noise in trials of 24 bins, saved."""
-    rng = np.random.default_rng(seed)
-    session = Session(
-        **{
-            "name": name, "bin_rate": 60.0, "spikes": rng.poisson(1.0, (n_bins, 4)).astype(np.uint8),
-            "stimulus": rng.integers(0, 256, (n_bins, 5, 6), dtype=np.uint8), "unit_ids": np.array([4, 7, 9, 12]),
-            "trial": np.arange(n_bins) // 24,
-        }
-        | fields
-    )  # fmt: skip
-    session.save(folder / f"{name}.safetensors")
-    return session
+    return FACTORY["write_session"](folder, name, **{"trial_bins": 24, "unit_ids": [4, 7, 9, 12]} | fields)
 
 
 def configure(folder: Path, name: str = "ada_1", **keys) -> DatasetConfig:
-    values = {"session": name, "path": str(folder / f"{name}.safetensors"), "train_val_split": 0.7}
-    return DatasetConfig.model_validate(values | {"keys_lags": {"stim": list(range(N_LAGS))}} | keys)
+    return FACTORY["configure"](folder, name, **{"train_val_split": 0.7, "keys_lags": {"stim": [0, 1, 2]}} | keys)
+
+
+def predictions(seed: int = 0, *shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def model_of(data: MultiDatasetDM, config: dict = MODEL, **settings) -> MultiDatasetModel:
     return MultiDatasetModel(
-        ModelConfig.model_validate(config), data.specs, mean_counts=data.mean_counts(), learning_rate=1e-2, **settings
+        ModelConfig.model_validate(config), data.specs, statistics=data.statistics(), learning_rate=1e-2, **settings
     )
 
 
@@ -100,8 +98,8 @@ def test_trap_02_the_contrast_of_a_clip_is_that_of_the_pixels_it_predicts_on(tmp
     sampling = {"source_rate": 60, "target_rate": 30}
     prepared = prepare_session(configure(tmp_path, types=["a", "b"], sampling=sampling))
     table = clip_table([prepared], "train", length=4)
-    (batch,) = table.batches(np.arange(len(table)), context=0)
-    frames = batch.stimulus[:, 0].numpy()
+    (sample,) = table.samples(np.arange(len(table)), context=0)
+    frames = sample.clip.stimulus[:, 0].numpy()
     for row, clip in enumerate(frames):
         own = clip[: table.stop[row] - table.start[row]]
         assert table.contrast[row] == pytest.approx(np.mean([frame.std() / 255 for frame in own]), rel=1e-5)
@@ -115,7 +113,7 @@ def test_trap_06_epochs_go_on_through_the_clips(tmp_path):
 
     class Recorder(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            seen.extend(first for part in batch.batches for first in part.bins.tolist())
+            seen.extend(first for part in batch.samples for first in part.clip.bins.tolist())
 
     fit(model_of(data), data, Recorder(), max_epochs=4)
     n_clips = len(data.table)
@@ -134,11 +132,11 @@ def test_trap_09_nothing_to_validate_on_is_nan(tmp_path):
 
 
 def test_trap_10_a_mask_of_one_column_is_one_of_every_unit():
-    generator = torch.Generator().manual_seed(0)
-    rates, spikes = torch.rand(2, 3, 5, generator=generator), torch.poisson(torch.ones(2, 3, 5), generator=generator)
-    column = torch.rand(2, 3, 1, generator=generator) > 0.4
-    expected = poisson_nll(rates, spikes, column.expand(-1, -1, 5))
-    torch.testing.assert_close(poisson_nll(rates, spikes, column), expected)
+    likelihood = Poisson(n_units=5)
+    rates, counts = predictions(0, 2, 3, 5), predictions(1, 2, 3, 5).mul(4).round()
+    column = predictions(2, 2, 3, 1) > 0.4
+    expected = likelihood.nll(rates, counts, column.expand(-1, -1, 5))
+    torch.testing.assert_close(likelihood.nll(rates, counts, column), expected)
     assert 0 < column.sum() < 6
 
 
@@ -163,10 +161,10 @@ def test_trap_13_repeats_in_the_training_part_are_no_ceiling(tmp_path):
     repeat_id = np.where(labels == "test", np.arange(240) % 24, -1)
     tables = []
     for ids in (repeat_id, np.arange(240) % 24):
-        record(tmp_path, split=labels, repeat_id=ids, spikes=rng.poisson(1.0, (240, 4)).astype(np.uint8), seed=4)
+        record(tmp_path, split=labels, repeat_id=ids, responses=rng.poisson(1.0, (240, 4)).astype(np.uint8), seed=4)
         rng = np.random.default_rng(3)
         prepared = prepare_session(configure(tmp_path))
-        twin = TwinModel(ModelConfig.model_validate(MODEL), [SessionSpec.from_prepared(prepared)])
+        twin = TwinModel(ModelConfig.model_validate(MODEL), [prepared.spec])
         tables.append(evaluate(twin, [prepared], "test"))
     for name in ("cc_norm", "cc_max", "fev", "feve", "oracle_correlation"):
         np.testing.assert_array_equal(tables[1][name], tables[0][name])
@@ -189,7 +187,7 @@ def test_trap_15_what_is_frozen_stays_as_it_was_trained(tmp_path):
     fit(model, other, max_epochs=2)
     moved = {name for name, value in model.twin.state_dict().items() if not torch.equal(value, start[name])}
     vision = {name: value for name, value in start.items() if name.startswith("convnet")}
-    assert any("running" in name for name in vision) and all(name.startswith("readouts") for name in moved) and moved
+    assert any("running" in name for name in vision) and all(name.startswith("per_session") for name in moved) and moved
     for name, value in vision.items():
         assert torch.equal(value, trained.twin.state_dict()[name])
 
@@ -197,9 +195,9 @@ def test_trap_15_what_is_frozen_stays_as_it_was_trained(tmp_path):
 def test_trap_17_a_proximal_step_is_taken_once_an_optimizer_step(tmp_path, monkeypatch):
     """By two accumulated micro-batches and however many groups there are."""
     calls = []
-    soft_threshold = regularizers_module.soft_threshold
+    soft_threshold = penalties_module.soft_threshold
     monkeypatch.setattr(
-        regularizers_module, "soft_threshold", lambda w, s: calls.append(w.shape) or soft_threshold(w, s)
+        penalties_module, "soft_threshold", lambda w, s: calls.append(w.shape) or soft_threshold(w, s)
     )
     record(tmp_path)
     prox = {"name": "prox", "type": "proximal_l1", "lambda": 1e-3, "apply_to": ["convnet/conv.weight", "features"]}
@@ -217,11 +215,11 @@ def test_trap_18_half_precision_goes_through_the_gradient_scaler(tmp_path):
     for scale in (None, 2.0**10, float("inf")):
         data = data_of(configure(tmp_path))
         model = model_of(data, config)
-        before = model.twin.readouts[0].features.detach().clone()
+        before = model.twin.per_session[0].readout.features.detach().clone()
         plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale or 1.0))
         plugin.autocast_context_manager = nullcontext  # computed in float32: only the scaler is looked at
         fit(model, data, plugins=[] if scale is None else [plugin])
-        ends.append(model.twin.readouts[0].features.detach() - before)
+        ends.append(model.twin.per_session[0].readout.features.detach() - before)
     plain, scaled, overflown = ends
     assert plain.abs().max() > 1e-3
     torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-6)
@@ -233,27 +231,28 @@ SMALL = {
     ("history_encoder", "mlp"): {"num_lags": 2},
     ("recurrent", "convgru"): {"hidden_dim": 3},
 }
-KINDS = [(part, kind) for part, kinds in PARAMS.items() for kind in kinds]
+PARTS = ("adapter", "frontend", "convnet", "modulator", "recurrent", "readout", "shifter", "history_encoder")
 
 
-@pytest.mark.parametrize(("part", "kind"), KINDS)
-def test_trap_24_a_forward_pass_creates_no_weight(part, kind):
-    config = {part: {"type": kind, "params": SMALL.get((part, kind), {})}}
-    if part == "history_encoder":
-        config["model_type"] = "v1multi_history"
+@pytest.mark.parametrize("part", PARTS)
+def test_trap_24_a_forward_pass_creates_no_weight(part):
     spec = SessionSpec(
         name="a", subject="a", unit_ids=(1, 2), frame_shape=(1, 14, 14), bin_rate=60.0, n_lags=40, behavior_dim=2,
-        n_history=2, unit_positions=((0.0, 0.0), (1.0, 1.0)),
+        behavior_names=("gaze", "gaze"), n_history=2, unit_positions=((0.0, 0.0), (1.0, 1.0)),
     )  # fmt: skip
-    twin = TwinModel(ModelConfig.model_validate(config), [spec])
-    before = {name: id(value) for name, value in itertools.chain(twin.named_parameters(), twin.named_buffers())}
-    frames = twin.context + 2
-    batch = Batch(
-        session=0, stimulus=torch.zeros(1, 1, frames, 14, 14, dtype=torch.uint8), behavior=torch.zeros(1, frames, 2),
-        spikes=torch.zeros(1, 2, 2), mask=torch.ones(1, 2, 2), bins=torch.zeros(1), history=torch.zeros(1, 4, 2),
-    )  # fmt: skip
-    twin([batch])
-    assert before == {name: id(value) for name, value in itertools.chain(twin.named_parameters(), twin.named_buffers())}
+    for kind in registered(part):
+        config = {part: {"type": kind, "params": SMALL.get((part, kind), {})}}
+        config |= {"model_type": "v1multi_history"} if part == "history_encoder" else {}
+        twin = TwinModel(ModelConfig.model_validate(config), [spec])
+        before = {name: id(value) for name, value in itertools.chain(twin.named_parameters(), twin.named_buffers())}
+        frames = twin.context + 2
+        clip = Clip(
+            0, 2, torch.zeros(1, 1, frames, 14, 14, dtype=torch.uint8), behavior=torch.zeros(1, frames, 2),
+            history=torch.zeros(1, 4, 2),
+        )  # fmt: skip
+        twin([clip])
+        after = {name: id(value) for name, value in itertools.chain(twin.named_parameters(), twin.named_buffers())}
+        assert before == after, kind
 
 
 # --- time and data --------------------------------------------------------------------------------------------------
@@ -263,17 +262,17 @@ def test_trap_27_storage_does_not_change_what_a_model_sees(tmp_path):
     """Frames stay uint8 up to the model; stored as another type they predict the same, raw movies included."""
     session = record(tmp_path)
     prepared = [prepare_session(configure(tmp_path), dtype=dtype) for dtype in ("uint8", "float32", "bfloat16")]
-    specs = [SessionSpec.from_prepared(one) for one in prepared]
+    specs = [one.spec for one in prepared]
     assert specs[0] == specs[1] == specs[2]
-    (batch,) = clip_table(prepared[:1], "train", length=4).batches(np.arange(3), context=2)
-    assert batch.stimulus.dtype == torch.uint8 and batch.spikes.dtype == torch.uint8
+    (sample,) = clip_table(prepared[:1], "train", length=4).samples(np.arange(3), context=2)
+    assert sample.clip.stimulus.dtype == torch.uint8 and sample.target.responses.dtype == torch.uint8
     twin = TwinModel(ModelConfig.model_validate(MODEL), specs[:1]).eval()
     tables = [evaluate(twin, [one], "val") for one in prepared]
     for table in tables[1:]:
         np.testing.assert_allclose(table["nll"], tables[0]["nll"], rtol=1e-6)
-    rates = twin.predict(session.stimulus, session=0)
-    seen = twin([batch])[0].detach().numpy()
-    start = int(batch.bins[0])
+    rates = twin.predict(session.stimulus, session=0, bin_rate=60.0)
+    seen = twin([sample.clip])[0].detach().numpy()
+    start = int(sample.clip.bins[0])
     np.testing.assert_allclose(rates[start : start + 4], seen[0], rtol=1e-5)
 
 
@@ -287,17 +286,17 @@ def test_trap_28_no_signal_reaches_before_its_trial(tmp_path, lags):
     in_trial = np.arange(240) % 24
     np.testing.assert_array_equal(prepared.mask.all(axis=1), in_trial >= 5)
     table = clip_table([prepared], "train", length=4)
-    (batch,) = table.batches(np.arange(len(table)), context=2)
-    for row, offset in zip(*np.nonzero(batch.mask.numpy().any(axis=2)), strict=True):
-        now = int(batch.bins[row]) + offset
+    (sample,) = table.samples(np.arange(len(table)), context=2)
+    for row, offset in zip(*np.nonzero(sample.target.mask.numpy().any(axis=2)), strict=True):
+        now = int(sample.clip.bins[row]) + offset
         if "history" in lags:
-            before = session.spikes[now - 5 : now]
-            np.testing.assert_array_equal(batch.history[row, offset : offset + 5], before)
+            before = session.responses[now - 5 : now]
+            np.testing.assert_array_equal(sample.clip.history[row, offset : offset + 5], before)
         else:
-            assert batch.behavior[row, 2 + offset].tolist() == [now, now - 5]
-    with pytest.raises(ValueError, match="covers 4 lags, keys_lags reads 5"):
-        filters = {"dfs": {"ops": [{"valid_nlags": {"n_lags": 4}}]}}
-        configure(tmp_path, keys_lags={"stim": [0, 1, 2], **lags}, datafilters=filters)
+            assert sample.clip.behavior[row, 2 + offset].tolist() == [now, now - 5]
+    filters = {"dfs": {"ops": [{"valid_nlags": {"n_lags": 4}}]}}  # fewer than are read: covers these all the same
+    fewer = prepare_session(config.model_copy(update={"datafilters": configure(tmp_path, datafilters=filters).datafilters}))
+    np.testing.assert_array_equal(fewer.mask, prepared.mask)
 
 
 def test_trap_30_labels_of_a_mixed_bin_are_dropped_not_averaged(tmp_path):
@@ -342,7 +341,7 @@ def test_trap_32_a_batch_is_gathered_once_a_session(tmp_path, monkeypatch):
             gathered.append((p.name, len(starts))) or gather(p, starts, *args, **options)
         )
     )  # fmt: skip
-    table.batches(np.arange(len(table)), context=2)
+    table.samples(np.arange(len(table)), context=2)
     assert gathered == [(p.name, int((table.session == index).sum())) for index, p in enumerate(prepared)]
 
 
@@ -352,8 +351,8 @@ def test_trap_33_counts_follow_their_units(tmp_path, selected):
     session = record(tmp_path)
     transforms = {"robs": {"source": "robs", "ops": [{"select_units": {"indices": "cids"}}]}} if selected else {}
     prepared = prepare_session(configure(tmp_path, cids=[9, 4, 12, 7], transforms=transforms))
-    assert prepared.unit_ids.tolist() == [9, 4, 12, 7]
-    np.testing.assert_array_equal(prepared.spikes, session.spikes[:, [2, 0, 3, 1]])
+    assert prepared.spec.unit_ids == (9, 4, 12, 7)
+    np.testing.assert_array_equal(prepared.responses, session.responses[:, [2, 0, 3, 1]])
 
 
 def test_trap_33_columns_that_are_not_those_of_the_units_are_refused(tmp_path):
@@ -379,27 +378,33 @@ def test_trap_33_a_pretrained_readout_is_not_taken_over_by_other_units(tmp_path)
     weight = "convnet.blocks.0.conv.weight"
     states = [model.twin.state_dict() for model in (trained, fresh, started)]
     assert torch.equal(states[2][weight], states[0][weight])
-    assert torch.equal(states[2]["readouts.0.features"], states[1]["readouts.0.features"])
+    assert torch.equal(states[2]["per_session.0.readout.features"], states[1]["per_session.0.readout.features"])
 
 
 # --- code -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", TREES)
-def test_trap_38_extras_are_not_imported_at_the_top(file):
-    top = [node for node in TREES[file].body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {alias.name.split(".")[0] for node in top for alias in node.names if isinstance(node, ast.Import)}
-    names |= {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
-    assert not names & {"pynwb", "h5py", "wandb", "optuna"}
+def test_trap_38_extras_are_not_imported_at_the_top():
+    early = {}
+    for file, tree in TREES.items():
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name.split(".")[0] for node in top for alias in node.names if isinstance(node, ast.Import)}
+        names |= {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
+        if extras := names & {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna"}:
+            early[file] = extras
+    assert not early
 
 
-@pytest.mark.parametrize("file", TREES)
-def test_trap_39_no_error_is_swallowed(file):
+def test_trap_39_no_error_is_swallowed():
     """Whoever catches everything passes it on: raises it, or hands it over by name."""
-    for node in ast.walk(TREES[file]):
-        if isinstance(node, ast.ExceptHandler):
-            caught = "BaseException" if node.type is None else ast.unparse(node.type)
-            if re.search(r"\b(Base)?Exception\b", caught):
-                handed = node.name and any(isinstance(n, ast.Name) and n.id == node.name for n in ast.walk(node))
-                assert handed or any(isinstance(n, ast.Raise) for n in ast.walk(node)), f"{file}:{node.lineno}"
-                assert "print" not in ast.unparse(node), f"{file}:{node.lineno}"
+    swallowed = []
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                caught = "BaseException" if node.type is None else ast.unparse(node.type)
+                if re.search(r"\b(Base)?Exception\b", caught):
+                    handed = node.name and any(isinstance(n, ast.Name) and n.id == node.name for n in ast.walk(node))
+                    raised = any(isinstance(n, ast.Raise) for n in ast.walk(node))
+                    if not (handed or raised) or "print" in ast.unparse(node):
+                        swallowed.append(f"{file}:{node.lineno}")
+    assert not swallowed

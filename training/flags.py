@@ -66,7 +66,7 @@ def number_type(kind: type, least: float, *, above: bool = False, most: float = 
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text}: must be a finite number")
         if not (value > least if above else value >= least):
             raise argparse.ArgumentTypeError(f"{text}: must be {'above' if above else 'at least'} {least}")

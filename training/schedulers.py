@@ -175,8 +175,7 @@ def make_scheduler(
 ) -> dict[str, Any] | None:
     """A schedule in the form that Lightning's ``configure_optimizers`` returns under ``lr_scheduler``.
 
-    The kinds are the definitions that are registered as ``lr_schedule``; each says its formula. Beyond the last step of
-    the run the rate stays that of the last step.
+    Kinds are registered as ``lr_schedule``; each says its formula. After the run the rate stays that of its last step.
 
     Parameters
     ----------
@@ -184,16 +183,14 @@ def make_scheduler(
         Its groups keep the ratios of their rates.
     kind
         One of :data:`SCHEDULES`.
-    max_epochs
-        Epochs of the run.
-    steps_per_epoch
-        Optimizer steps (not micro-batches) of an epoch.
+    max_epochs, steps_per_epoch
+        Epochs of the run, and optimizer steps (not batches that are accumulated) of an epoch.
     warmup_epochs
-        Length of the warm-up, epochs, read by kinds that have one; 0: none.
+        Length of the warm-up, epochs; 0: none.
     restart_period
         Epochs between restarts; by default a quarter of those after the warm-up, at least one.
     batches_per_epoch
-        Micro-batches of an epoch, where gradients are accumulated; by default `steps_per_epoch`.
+        Batches of an epoch, where gradients are accumulated; by default `steps_per_epoch`.
     monitor
         What plateau watches.
 
@@ -205,10 +202,8 @@ def make_scheduler(
 
     Raises
     ------
-    ConfigError
-        If the kind is unknown.
     ValueError
-        If a length is not positive, or the warm-up leaves no epoch to train.
+        If the kind is unknown, a length not positive, or no epoch left after the warm-up.
 
     Examples
     --------

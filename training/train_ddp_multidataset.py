@@ -73,6 +73,8 @@ def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> 
     """Train as the flags say, and return the run's folder."""
     launch = read_launch(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids, arguments.num_nodes)
     announce_rank(launch.rank)
+    if launch.rank:
+        logging.getLogger().setLevel(logging.ERROR)
     for line in without_effect(arguments, launch.accelerator):
         logger.warning(line)
     pretrained = arguments.pretrained_checkpoint and find_checkpoint(arguments.pretrained_checkpoint)
@@ -83,11 +85,8 @@ def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> 
     name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
     record = make_record(arguments, name, model, data, step)
     folder, checkpoint = run_folder(arguments, name, model, record)
-    trainer = make_trainer(arguments, launch, folder, name, signals)
-    logger.info(
-        "%s: a step takes %s; %s of %s in %s", folder, step.text(), launch.n_processes, launch.accelerator,
-        trainer.precision,
-    )  # fmt: skip
+    trainer = make_trainer(arguments, launch, folder, name, model.merit, signals)
+    logger.info("%s: on %s, precision %s, a step takes %s", folder, launch.accelerator, trainer.precision, step.text())
     write_record(folder, record, model, data)
     began = time.monotonic()
     try:
@@ -158,31 +157,32 @@ def make_record(
 
 
 def make_trainer(
-    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, signals: StopSignals | None
+    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, merit: str, signals: StopSignals | None
 ) -> pl.Trainer:
-    """Lightning's loop, with the processes that were launched."""
+    """Lightning's loop, with the processes that were launched; the best checkpoint is that of the largest `merit`."""
     return pl.Trainer(
         accelerator=launch.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
         plugins=[launch.environment], strategy=GradientSumStrategy() if launch.n_processes > 1 else "auto",
         precision=choose_precision(arguments.precision, launch.accelerator), max_epochs=arguments.max_epochs,
         gradient_clip_val=arguments.gradient_clip_val or None,
         accumulate_grad_batches=arguments.accumulate_grad_batches,
-        callbacks=[*make_callbacks(arguments, folder), *([signals] if signals else [])],
+        callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *([signals] if signals else [])],
         logger=make_loggers(arguments, folder, name), log_every_n_steps=min(50, arguments.steps_per_epoch),
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
 
 
-def make_callbacks(arguments: argparse.Namespace, folder: Path) -> list[pl.Callback]:
-    """What the flags ask for, besides the loop."""
+def make_callbacks(arguments: argparse.Namespace, folder: Path, monitor: str) -> list[pl.Callback]:
+    """What the flags ask for, besides the loop; `monitor` is the validation's figure of merit."""
     callbacks: list[pl.Callback] = [
-        SafeCheckpoint(folder / "checkpoints", monitor="val_bps", mode="max", every_n_minutes=10),
-        EpochHeartbeat(),
+        SafeCheckpoint(folder / "checkpoints", monitor=monitor, mode="max", every_n_minutes=10),
+        EpochHeartbeat(("train_loss", "val_loss", monitor)),
         Heartbeat(),
     ]
     if "csv" in arguments.logger:
-        callbacks.append(MetricsFile(folder / "metrics.csv"))
+        names = ("train_loss", "skipped", "val_loss", monitor, f"{monitor}/")
+        callbacks.append(MetricsFile(folder / "metrics.csv", names))
     if arguments.logger != ["csv"]:
         callbacks.append(LearningRateMonitor("step"))
     if sys.stderr.isatty():
@@ -193,7 +193,7 @@ def make_callbacks(arguments: argparse.Namespace, folder: Path) -> list[pl.Callb
         callbacks.append(TimeBudgetCallback(arguments.time_budget_minutes))
     if arguments.early_stopping_patience is not None:
         patience, least = arguments.early_stopping_patience, arguments.early_stopping_min_delta
-        callbacks.append(EarlyStopping("val_bps", mode="max", patience=patience, min_delta=least))
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, min_delta=least))
     if arguments.enable_logging:
         intervals = {"fast_interval": arguments.fast_log_interval, "slow_interval": arguments.slow_log_interval}
         callbacks.append(ModelLogging(folder / "figures", session=arguments.log_dataset_idx, **intervals))

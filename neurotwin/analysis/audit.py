@@ -14,14 +14,15 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..data.prepare import open_session, prepare_session
-from ..data.session import SessionError
+from ..data.session import Session, SessionError
 from ..models import load_twin
 from .audit_base import Finding, Recording
 from .audit_clock import check_clock
 from .audit_responses import check_masks, check_trials, check_units, measure_activity
 from .audit_signals import check_behavior, check_frame_counts, check_scales
 from .audit_stimuli import Pictures, check_duplicates, pictures_of
-from .report import page, text_table
+from .page import standalone_page
+from .report import text_table
 
 __all__ = [
     "ACTIVITY_CHECKS", "RECORDING_CHECKS", "Audit", "Finding", "Recording", "audit", "audit_configs", "audit_html",
@@ -151,7 +152,7 @@ def audit_html(result: Audit, title: str = "Audit") -> str:
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>Sessions: {html.escape(', '.join(result.sessions))}</p>"]
     parts += [f"<p>{html.escape(note)}</p>" for note in result.notes]
     if not result.findings:
-        return page(title, "\n".join([*parts, "<p>Nothing found.</p>"]))
+        return standalone_page(title, [*parts, "<p>Nothing found.</p>"])
     rows = _rows(result)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
@@ -161,7 +162,7 @@ def audit_html(result: Audit, title: str = "Audit") -> str:
         f"<li><b>{html.escape(f'{f.session}, {f.what}')}</b>: {html.escape(f'{f.figure}: {f.message}')}</li>"
         for f in result.findings
     ]
-    return page(title, "\n".join([*parts, "</ul>"]))
+    return standalone_page(title, [*parts, "</ul>"])
 
 
 def _rows(result: Audit) -> list[dict[str, str]]:

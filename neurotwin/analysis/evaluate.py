@@ -58,24 +58,12 @@ def evaluate(
         If the twin does not know a session or its units, a prediction is not finite, or no session has a valid bin in
         the split.
     """
-    names = [spec.name for spec in twin.sessions]
-    for prepared in sessions:
-        if prepared.name not in names:
-            raise EvaluationError(
-                f"the model was not trained on session {prepared.name!r}; it knows {', '.join(names)}"
-            )
-        known = tuple(twin.sessions[names.index(prepared.name)].unit_ids)
-        if known != prepared.spec.unit_ids:
-            raise EvaluationError(
-                f"session {prepared.name!r}: the units prepared are not the {len(known)} that the model was trained "
-                "on, in their order; set cids to those"
-            )
+    indices = [_known(twin, prepared) for prepared in sessions]
     tables = []
     with evaluating(twin), torch.inference_mode():
-        for number, prepared in enumerate(sessions):
+        for number, (index, prepared) in enumerate(zip(indices, sessions, strict=True)):
             if progress is not None:
                 progress(number, len(sessions), prepared.name)
-            index = names.index(prepared.name)
             score = SessionScore(prepared, twin.per_session[index].likelihood, twin.like.device)
             predict = Streamer(twin)
             for sample in stream(prepared, split, context=twin.context, chunk=chunk, bins=bins):
@@ -88,6 +76,20 @@ def evaluate(
     if not table["bins"].any():
         raise EvaluationError(f"no session has a valid bin in the {split} split; choose another, or set test_split")
     return table
+
+
+def _known(twin: TwinModel, prepared: Prepared) -> int:
+    """Index of a prepared session in a twin that was trained on its units."""
+    names = [spec.name for spec in twin.sessions]
+    if prepared.name not in names:
+        raise EvaluationError(f"the model was not trained on session {prepared.name!r}; it knows {', '.join(names)}")
+    known = twin.sessions[names.index(prepared.name)].unit_ids
+    if known != prepared.spec.unit_ids:
+        raise EvaluationError(
+            f"session {prepared.name!r}: the units prepared are not the {len(known)} that the model was trained on, in "
+            "their order; set cids to those"
+        )
+    return names.index(prepared.name)
 
 
 class SessionScore:

@@ -85,7 +85,7 @@ def session_rows(sessions: Sequence[Prepared]) -> list[dict[str, str]]:
             "units": str(prepared.n_units),
             "silent": str(prepared.n_units - int((rates > 0).sum())),
             "bins": f"{prepared.n_bins:,}",
-            "minutes": f"{prepared.n_bins / prepared.bin_rate / 60:.1f}",
+            "minutes": f"{prepared.n_bins / spec.bin_rate / 60:.1f}",
             "valid": f"{prepared.mask.mean():.0%}",
         }
         for code, name in enumerate(SPLITS):

@@ -1,6 +1,5 @@
 """The results of several runs in one table: as text, as markdown, and as a page that needs nothing else."""
 
-import base64
 import csv
 import html
 import json
@@ -14,8 +13,9 @@ import numpy as np
 
 from ..metrics.table import EvaluationError, Table, summarize_table
 from . import plots
+from .page import html_image, html_table, standalone_page
 
-__all__ = ["Run", "html_page", "load_run", "markdown_table", "page", "report_rows", "summary_text", "text_table"]
+__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "summary_text", "text_table"]
 
 _RECORD = ("name", "parameters")
 
@@ -71,6 +71,7 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     The mean is over sessions, each one vote, the median over units; a run without a table of units shows "failed".
     """
     subjects = dict.fromkeys(subject for run in runs if run.table for subject in run.table["subject"].tolist())
+    merits = list(dict.fromkeys(_merit(run.table) for run in runs if run.table)) or ["BPS"]
     rows = []
     for run in runs:
         row = {
@@ -79,17 +80,18 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "wall time": _duration(run.record["wall_s"]) if "wall_s" in run.record else "",
         }
         if run.table is None:
-            rows.append(row | {"mean BPS": "failed"})
+            rows.append(row | {f"mean {merits[0]}": "failed"})
             continue
+        merit = _merit(run.table)
         groups = {(group.scope, group.name): group for group in summarize_table(run.table)}
         total = groups["run", ""]
         fraction = summarize_table(run.table, "fraction_of_oracle")[-1].mean
         row |= {
-            "mean BPS": _number(total.mean),
-            "median BPS": _number(total.median),
+            f"mean {merit}": _number(total.mean),
+            f"median {merit}": _number(total.median),
             "of oracle": _percent(fraction),
             **{
-                f"BPS {subject}": _number(groups["subject", subject].mean)
+                f"{merit} {subject}": _number(groups["subject", subject].mean)
                 for subject in subjects
                 if ("subject", subject) in groups
             },
@@ -97,25 +99,39 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "NaN": str(total.n_nan),
         }
         rows.append(row)
-    names = ["model", "parameters", "wall time", "mean BPS", "median BPS", "of oracle"]
-    names += [f"BPS {subject}" for subject in subjects] + ["units", "NaN"]
+    names = ["model", "parameters", "wall time"]
+    for merit in merits:
+        names += [f"mean {merit}", f"median {merit}", *(["of oracle"] if merit == "BPS" else [])]
+        names += [f"{merit} {subject}" for subject in subjects]
+    names += ["units", "NaN"]
     filled = [name for name in names if any(row.get(name) for row in rows)]
     return [{name: row.get(name, "") for name in filled} for row in rows]
 
 
+def _merit(table: Table) -> str:
+    """What a table's figure of merit is called in a heading."""
+    return {"bps": "BPS", "correlation": "r"}.get(table.figure_of_merit, table.figure_of_merit)
+
+
 def summary_text(table: Table) -> str:
     """The figures of sessions, subjects and the run, as text; those that no unit has are left out."""
-    metrics = {"mean BPS": "bps", "D²": "d2", "r": "correlation", "CC_norm": "cc_norm", "FEVE": "feve"}
-    groups = {title: summarize_table(table, metric) for title, metric in metrics.items()}
-    fractions = summarize_table(table, "fraction_of_oracle")
+    titles = {"bps": "BPS", "bits_per_bin": "bits/bin", "d2": "D²", "correlation": "r", "cc_norm": "CC_norm"}
+    titles["feve"] = "FEVE"
+    if table.figure_of_merit == "bps":
+        del titles["bits_per_bin"]  # it says the same
+    groups = {metric: summarize_table(table, metric) for metric in titles}
+    groups = {metric: parts for metric, parts in groups.items() if parts[-1].n}
+    fractions, counted = summarize_table(table, "fraction_of_oracle"), summarize_table(table)
     rows = []
-    for index, bps in enumerate(groups["mean BPS"]):
-        row = {"": f"{bps.scope} {bps.name}".strip(), "mean BPS": _number(bps.mean), "median BPS": _number(bps.median)}
-        row["of oracle"] = _percent(fractions[index].mean)
-        row |= {title: _number(groups[title][index].mean) for title in metrics if groups[title][-1].n}
-        rows.append(row | {"units": str(bps.n), "NaN": str(bps.n_nan)})
-    if math.isnan(fractions[-1].mean):
-        rows = [{title: cell for title, cell in row.items() if title != "of oracle"} for row in rows]
+    for index, group in enumerate(counted):
+        row = {"": f"{group.scope} {group.name}".strip()}
+        for metric, parts in groups.items():
+            row[f"mean {titles[metric]}"] = _number(parts[index].mean)
+            if metric in (table.figure_of_merit, "correlation"):
+                row[f"median {titles[metric]}"] = _number(parts[index].median)
+            if metric == "bps" and not math.isnan(fractions[-1].mean):
+                row["of oracle"] = _percent(fractions[index].mean)
+        rows.append(row | {"units": str(group.n), "NaN": str(group.n_nan)})
     return text_table(rows)
 
 
@@ -153,9 +169,7 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
 def html_page(runs: Sequence[Run], title: str = "Runs") -> str:
     """The table, learning curves, units against their oracle, and the record of each run: one file without links."""
     rows = report_rows(runs)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row.values()) + "</tr>" for row in rows)
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>']
+    parts = [f"<h1>{html.escape(title)}</h1>", html_table(rows)]
     parts.append(
         "<p>BPS: bits per spike on the validation part. Mean: over sessions, each one vote. Median: over units. Of "
         "oracle: mean BPS as a share of that of the true rate. NaN: units without a spike, left out.</p>"
@@ -167,52 +181,18 @@ def html_page(runs: Sequence[Run], title: str = "Runs") -> str:
     }
     if drawn:
         figure = plots.learning_curves(drawn, xlabel="epoch", ylabel="validation, bits per spike")
-        parts.append("<h2>Learning curves</h2>" + _image(figure, "Validation BPS over epochs"))
+        parts.append("<h2>Learning curves</h2>" + html_image(figure, "Validation BPS over epochs"))
     parts.append('<div class="runs">')
     for name, run in _named(runs):
         parts.append(f"<section><h2>{html.escape(name)}</h2>")
         if run.table is not None:
-            parts.append(_image(plots.units_against_oracle(run.table), f"BPS of the units of {name}"))
+            parts.append(html_image(plots.units_against_oracle(run.table), f"BPS of the units of {name}"))
         record = html.escape(json.dumps(run.record, indent=2))
         parts.append(
             f"<details><summary>{html.escape(str(run.folder))}</summary><pre>{record}</pre></details></section>"
         )
     parts.append("</div>")
-    return page(title, "\n".join(parts))
-
-
-def page(title: str, body: str) -> str:
-    """A whole HTML page, which needs no other file, around a body that is HTML already."""
-    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-.wide { overflow-x: auto }
-.runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 0 2rem }
-.runs > * { min-width: 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
-th { border-bottom: 2px solid #222 }
-img { max-width: 100%; height: auto }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 12px }
-summary { cursor: pointer; color: #555 }
-"""
+    return standalone_page(title, parts)
 
 
 def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
@@ -222,11 +202,6 @@ def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
         (model if models.count(model) == 1 else f"{model} ({run.folder.name})", run)
         for model, run in zip(models, runs, strict=True)
     ]
-
-
-def _image(figure: Any, alt: str) -> str:
-    data = base64.b64encode(plots.png(figure)).decode()
-    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>'
 
 
 def _read_curves(path: Path) -> dict[str, np.ndarray]:

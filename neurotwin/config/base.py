@@ -134,7 +134,7 @@ def unread_keys(config: Strict, reads: set[tuple[int, str]], prefix: str = "") -
     for name, field in type(config).model_fields.items():
         key, value = f"{prefix}{field.alias or name}", vars(config)[name]
         if (id(config), name) not in reads:
-            if name in config.model_fields_set and value != field.get_default(call_default_factory=True):
+            if name in config.model_fields_set and _says_something(value, field):
                 idle.append(key)
             continue
         inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple) else ()
@@ -142,6 +142,16 @@ def unread_keys(config: Strict, reads: set[tuple[int, str]], prefix: str = "") -
             if isinstance(part, Strict):
                 idle += unread_keys(part, reads, f"{key}." if label is None else f"{key}.{label}.")
     return idle
+
+
+def _says_something(value: Any, field: Any) -> bool:
+    """Whether a value is another than that of a key left out."""
+    if isinstance(value, Strict):
+        return any(
+            name in value.model_fields_set and _says_something(vars(value)[name], inner)
+            for name, inner in type(value).model_fields.items()
+        )
+    return value != field.get_default(call_default_factory=True)
 
 
 def _names(value: Any) -> Any:

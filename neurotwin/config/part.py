@@ -125,7 +125,15 @@ class FlatPart(Strict):
             return data
         name = data.get("type") or "none"
         rest = {key: value for key, value in data.items() if key != "type"}
-        return {"type": name, "params": _validated(_known(cls.kind, name), rest)}
+        if rest and "type" not in data:
+            text = f"{', '.join(map(str, rest))}: of which type? write type: {' | '.join(registered(cls.kind))} as well"
+            raise PydanticCustomError("part", "{text}", {"text": text})
+        try:
+            known = params_of(cls.kind, name)
+        except ConfigError as error:
+            inner = {"type": "unknown_name", "loc": ("type",), "msg": str(error)}
+            raise PydanticCustomError("nested", "{text}", {"text": str(error), "errors": [inner]}) from None
+        return {"type": name, "params": _validated(known, rest)}
 
     @model_serializer
     def _flat(self) -> dict[str, Any]:

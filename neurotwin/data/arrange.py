@@ -103,6 +103,7 @@ def arrange(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[s
     spec = _spec(
         session, config, columns, frame=shape, scale=scale, names=names, fitted=fitted, stimulus_range=stimulus_range,
         response_range=(float(responded.min(initial=0)), float(responded.max(initial=0))),
+        whole_responses=bool(np.array_equal(responded, np.round(responded))), exposed=bool((exposure != 1).any()),
     )  # fmt: skip
     return arrays, spec
 
@@ -129,6 +130,8 @@ def _spec(
 def _unit_columns(session: Session, config: DatasetConfig) -> np.ndarray:
     """Columns of the units to fit, in the order of `cids`, of those that have the labels that `units` asks for."""
     ids = session.unit_ids.tolist()
+    if not ids:
+        raise SessionError(f"session {config.session!r}: no unit to predict, the recording has none; leave it out")
     columns = np.arange(len(ids))
     if config.cids is not None:
         column = {unit: index for index, unit in enumerate(ids)}

@@ -35,7 +35,7 @@ def pixel_scale(config: DatasetConfig) -> tuple[float, float] | None:
 
     Examples
     --------
-    >>> config = DatasetConfig(transforms={"stim": {"source": "stim", "ops": ["pixelnorm", {"mul": 2}]}})
+    >>> config = DatasetConfig(transforms={"stim": {"source": "stim", "ops": ["pixelnorm", {"mul": {"factor": 2}}]}})
     >>> [round(value * 255, 6) for value in pixel_scale(config)]
     [2.0, -254.0]
     """

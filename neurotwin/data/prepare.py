@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..config import DatasetConfig
 from ..files import write_json
@@ -117,7 +118,8 @@ class Prepared:
         bins, presentations = np.maximum(self.train_bins, 1), np.maximum(self.train_presentations, 1)
         mean = self.train_sum / presentations
         variance = (self.train_squares - mean**2 * self.train_presentations) / bins
-        return ResponseStatistics(mean=mean, variance=np.maximum(variance, 0), zero_share=self.train_zeros / bins)
+        known = (mean, np.maximum(variance, 0), self.train_zeros / bins)
+        return ResponseStatistics(*map(torch.from_numpy, known))
 
 
 def prepare(
@@ -251,7 +253,8 @@ def _verify_changed(source: Path, cached: Path) -> None:
     try:
         noted = json.loads(_note_of(cached).read_text())
     except (OSError, ValueError):
-        noted = {}
+        noted = None
+    noted = noted if isinstance(noted, dict) else {}
     changed = [path for role, path in (("source", source), ("cached", cached)) if noted.get(role) != _stamp(path)]
     for path in changed:
         logger.info("comparing %s with its checksum", path)

@@ -41,6 +41,10 @@ class SessionSpec:
         Smallest and largest value of the stimulus as recorded, where known.
     response_range
         Smallest and largest response, where known.
+    whole_responses
+        Whether all responses are whole numbers.
+    exposed
+        Whether some response sums over more or less than one presentation.
     pixels_per_degree
         Pixels per degree of visual angle, where known.
     config
@@ -63,6 +67,8 @@ class SessionSpec:
     unit_positions: tuple[tuple[float, ...], ...] | None = None
     stimulus_range: tuple[float, float] | None = None
     response_range: tuple[float, float] | None = None
+    whole_responses: bool = True
+    exposed: bool = False
     pixels_per_degree: float | None = None
     config: DatasetConfig = field(default_factory=DatasetConfig)
     fitted: Mapping[str, Any] = field(default_factory=dict)

@@ -62,7 +62,7 @@ class Gamma(Likelihood):
     takes_exposure = False
     positive = True
     default_link = "softplus"
-    kinds = {"log_event": "event size", "log_shape": "shape"}
+    kinds = {"log_event": "constant", "log_shape": "shape"}
     rows = ("zeros", "log_positive")
 
     def __init__(self, params: Params | None = None, n_units: int = 1) -> None:

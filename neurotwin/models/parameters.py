@@ -45,6 +45,7 @@ KINDS: dict[str, Kind] = {
     "dispersion": Kind("how much counts scatter beyond Poisson"),
     "variance": Kind("variance of responses"),
     "shape": Kind("shape of the density of responses"),
+    "event size": Kind("what one event adds to a response"),
 }
 """The kinds of parameters."""
 

@@ -69,6 +69,8 @@ class SessionModule(nn.Module):
             start = self.baseline_link.inverse(torch.tensor(config.baseline.init_value))
             self.baseline = nn.Parameter(start.expand(n_units).clone())
         self.likelihood: Likelihood = define("likelihood", config.likelihood.type)(config.likelihood.params, n_units)
+        if spec.response_range is not None:
+            self.likelihood.check(spec.response_range[0], spec.whole_responses, spec.name, spec.exposed)
         self.link = make_link(
             config.output_activation.type, config.output_activation.params, positive=self.likelihood.positive,
             default=self.likelihood.default_link,

@@ -33,7 +33,7 @@ class TwinModel(Network):
     ... )
     >>> twin = TwinModel(config, [spec])
     >>> twin
-    TwinModel of 1 session, 2 units, 610 parameters: a prediction sees 4 frames of 1x12x12 at 60 Hz
+    TwinModel of 1 session, 2 units, 36 parameters: a prediction sees 4 frames of 1x12x12 at 60 Hz
     >>> twin.predict(np.zeros((10, 12, 12), np.uint8), session="ada_0501", bin_rate=60.0).shape
     (10, 2)
     """

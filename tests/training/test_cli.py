@@ -1,5 +1,6 @@
 """The training script: every flag changes what it should, and what cannot be is one line before anything is written."""
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import torch
 import yaml
 
+from neurotwin.checkpoint_file import read_checkpoint, write_checkpoint
 from neurotwin.data.session import Session
 from training import train_ddp_multidataset as script
 from training.callbacks import CurriculumCallback, MetricsFile, ModelLogging, TimeBudgetCallback
 from training.checkpoints import SafeCheckpoint
+from training.flags import choose_devices, choose_precision
+from training.processes import GradientSumStrategy
 from training.samplers import ContrastWeightedSampler
-from training.utils import GradientSumStrategy, choose_devices, choose_precision
 
 MODEL = {
     "frontend": {"type": "learnable_temporal", "params": {"kernel_size": 3, "num_channels": 2}},
@@ -154,12 +157,15 @@ FLAGS = [
     ({"--enable_curriculum": None}, lambda r: callback(r, CurriculumCallback) is not None),
     ({"--enable_curriculum": None, "--warmup_epochs": "3"}, lambda r: getattr(sampler(r), "warmup_steps", 0) == 6),
     ({"--freeze_vision": None, "--pretrained_checkpoint": "{lab}/t.st"}, lambda r: not kernel(r).requires_grad),
+    (
+        {"--freeze_core": None, "--pretrained_checkpoint": "{lab}/t.st"},
+        lambda r: set(optimizer_of(r)[0]) <= {"session/decay", "session/no_decay"},
+    ),
     ({"--pretrained_checkpoint": "{lab}/t.st"}, lambda r: bool((kernel(r) == 0.125).all())),
     ({"--compile": None}, lambda r: r.model.compile_core),
     ({"--dset_dtype": "float32"}, lambda r: r.data.sessions[0].source.dtype == np.float32),
     ({"--dset_dtype": "bfloat16"}, lambda r: r.data.sessions[0].source.dtype == np.float16),
     ({"--num_gpus": "2"}, lambda r: r.trainer.world_size == 2 and isinstance(r.trainer.strategy, GradientSumStrategy)),
-    ({"--num_nodes": "2"}, lambda r: r.trainer.num_nodes == 2 == r.trainer.world_size),
     ({"--num_workers": "3"}, lambda r: r.data.train_dataloader().threads == 3),
     ({"--experiment_name": "other"}, lambda r: r.folder.name == "other"),
     ({"--checkpoint_dir": "{lab}/runs"}, lambda r: r.folder.parent.parent.name.startswith("lab")),
@@ -181,7 +187,7 @@ FLAGS = [
     ({"--on_nan": "skip"}, lambda r: r.model.on_nan == "skip"),
 ]  # fmt: skip
 # Flags whose effect needs another machine or another package; tested by themselves below.
-ELSEWHERE = {"--accelerator", "--gpu_ids", "--precision", "--project_name", "--resume"}
+ELSEWHERE = {"--accelerator", "--gpu_ids", "--num_nodes", "--precision", "--project_name", "--resume"}
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +206,8 @@ def test_a_flag_does_what_it_says(lab, built, plain, flags, holds):
         torch.nn.init.constant_(next(twin.frontend.parameters()), 0.125)
         twin.save(lab / "t.st")
         loops = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
-        torch.save({"twin": script.json.dumps(twin.describe()), "loops": loops}, lab / "last.ckpt")
+        content = {"twin": json.dumps(twin.describe()), "loops": loops, "state_dict": {}, "optimizer_states": []}
+        write_checkpoint(lab / "last.ckpt", content)
     flags = {name: value and value.replace("{lab}", str(lab)) for name, value in flags.items()}
     assert holds(built(flags))
     assert not holds(plain)
@@ -243,7 +250,7 @@ def test_devices_and_precision(monkeypatch, caplog):
 
 
 def test_wandb_gets_project_and_name(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "find_spec", lambda name: True)
+    monkeypatch.setattr("training.flags.find_spec", lambda name: True)
     monkeypatch.setattr(script, "WandbLogger", lambda **settings: settings)
     flags = {"--logger": "wandb", "--project_name": "lab", "--experiment_name": "run"}
     arguments = script.parse_arguments(arguments_of(lab, flags, tmp_path))
@@ -281,6 +288,9 @@ BAD = [
     ("number", {"--batch_size": "0"}, None, "--batch_size: 0: must be at least 1"),
     ("text", {"--learning_rate": "fast"}, None, "--learning_rate"),
     ("unknown flag", {"--bach_size": "3"}, None, "--bach_size"),
+    ("huge accumulation", {"--accumulate_grad_batches": "1000000"}, None, "at most|--steps_per_epoch 2 batches"),
+    ("many nodes", {"--num_nodes": "60000"}, None, "torchrun or srun"),
+    ("a folder without checkpoints", {"--pretrained_checkpoint": "."}, None, "a folder without checkpoints"),
     ("two starts", {"--resume": "auto", "--ckpt_path": "x"}, None, "one of them"),
 ]
 
@@ -314,7 +324,7 @@ def test_a_run_leaves_its_record_and_another_goes_beside_it(lab, tmp_path, capsy
     folder = tmp_path / "model-2"
     names = {path.name for path in folder.iterdir()}
     assert names >= {"run.json", "model.yaml", "datasets.yaml", "metrics.csv", "units.csv", "checkpoints"}
-    record = script.json.loads((folder / "run.json").read_text())
+    record = json.loads((folder / "run.json").read_text())
     assert record["seed"] == 5 == record["flags"]["seed"] and record["epochs"] == 1 and record["steps"] == 2
     assert set(record["sessions"]) == {"ada_1", "ada_02", "bea_003"}
     assert record["environment"]["packages"]["torch"] == torch.__version__
@@ -360,6 +370,89 @@ def test_resume_auto(lab, tmp_path, capsys):
     assert code == 0 and re.search(r"last.ckpt: torn.*going on from .*last.previous.ckpt", log)
     assert (folder / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
+
+
+def test_run_folders_stand_for_their_checkpoints(lab, tmp_path, capsys):
+    """A model without a config of its own starts from the best one, and a run goes on from the last one."""
+    assert script.main(arguments_of(lab, {"--max_epochs": "1"}, tmp_path)) == 0
+    run = tmp_path / "model"
+    for path in (run, run / "checkpoints", run / "checkpoints" / "best.ckpt"):
+        argv = arguments_of(lab, {"--max_epochs": "1", "--freeze_core": None}, tmp_path)
+        model = argv.index("--model_config")
+        argv = [*argv[:model], *argv[model + 2 :], "--pretrained_checkpoint", str(path)]
+        assert script.main(argv) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "model-tuned", "model-tuned-2", "model-tuned-3"}
+    old, new = (read_checkpoint(tmp_path / name / "checkpoints/last.ckpt") for name in ("model", "model-tuned"))
+    kernel = "twin.frontend.weight"
+    assert torch.equal(new["state_dict"][kernel], read_checkpoint(run / "checkpoints/best.ckpt")["state_dict"][kernel])
+    assert json.loads(new["twin"])["config"] == json.loads(old["twin"])["config"]
+    capsys.readouterr()
+    assert script.main(arguments_of(lab, {"--max_epochs": "2", "--ckpt_path": str(run)}, tmp_path)) == 0
+    assert f"going on from {run / 'checkpoints' / 'last.ckpt'}" in capsys.readouterr().err
+    assert [row.split(",")[0] for row in (tmp_path / "model-2/metrics.csv").read_text().splitlines()[1:]] == ["1", "2"]
+
+
+def test_a_damaged_directory_of_an_archive_is_noticed_and_the_one_before_used(lab, tmp_path, capsys):
+    flags = {"--max_epochs": "2", "--resume": "auto"}
+    assert script.main(arguments_of(lab, flags, tmp_path)) == 0
+    last = tmp_path / "model" / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[content.index(b"PK\1\2") + 30] ^= 4  # the length of a field that zip's checksums leave out
+    last.write_bytes(content)
+    assert script.main(arguments_of(lab, flags, tmp_path)) == 0
+    assert re.search(r"last.ckpt: altered.*going on from .*last.previous.ckpt", capsys.readouterr().err)
+    argv = arguments_of(lab, flags | {"--pretrained_checkpoint": str(last)}, tmp_path / "other")
+    content[40] ^= 1
+    last.write_bytes(content)
+    assert script.main(argv) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "last.ckpt: altered: it does not match its checksum" in line
+
+
+def test_the_global_batch_is_what_a_step_takes(lab, tmp_path, capsys):
+    flags = {"--max_epochs": "1", "--batch_size": "20", "--accumulate_grad_batches": "2", "--resume": "auto"}
+    assert script.main(arguments_of(lab, flags, tmp_path)) == 0
+    assert "a step takes 2 clips x 8 bins x 1 process x 2 batches = 32 predicted bins" in capsys.readouterr().err
+    record = json.loads((tmp_path / "model" / "run.json").read_text())
+    assert record["global_batch_size"] == 32 and record["steps"] == 1
+    assert record["step"] == {"clips": 2, "clip_len": 8, "processes": 1, "batches": 2}
+    flags["--max_epochs"] = "2"
+    assert script.main(arguments_of(lab, flags | {"--batch_size": "24"}, tmp_path)) == 2
+    assert "global_batch_size was 32 and is 48" in capsys.readouterr().err
+    assert script.main(arguments_of(lab, flags | {"--batch_size": "23"}, tmp_path)) == 0  # the same clips
+
+
+def test_flags_without_effect_are_said(lab, tmp_path, capsys):
+    flags = {"--max_epochs": "1", "--restart_period": "2", "--slow_log_interval": "3"}
+    assert script.main(arguments_of(lab, flags, tmp_path)) == 0
+    found = re.findall(r"--(\w+) has no effect: it needs (.+)", capsys.readouterr().err)
+    expected = [
+        ("restart_period", "--lr_scheduler cosine_warmup_restart"), ("slow_log_interval", "--enable_logging"),
+    ]  # fmt: skip
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "error: not enough memory; take a smaller --batch_size"),
+        (RuntimeError("[enforce fail] can't allocate memory: you tried\n..."), "error: not enough memory"),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:1\nmore"), "error: another process of the run is gone"),
+        (ValueError("one\n\ttwo"), "error: one two"),
+    ],
+)
+def test_ends_that_are_no_fault_of_the_program_are_one_line(monkeypatch, capsys, error, line):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(script, "train", fail)
+    assert script.main(["--model_config", "m", "--dataset_configs_path", "d"]) == (2 if "two" in line else 1)
+    text = capsys.readouterr().err
+    assert text.startswith(line) and text.count("\n") == 1
+    monkeypatch.setattr(error, "args", ("a fault of the program",))
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError, match="a fault"):
+            script.main(["--model_config", "m", "--dataset_configs_path", "d"])
 
 
 def test_a_run_that_was_never_saved_starts_anew_in_its_folder(lab, tmp_path):

@@ -23,8 +23,8 @@ from training import MultiDatasetDM, MultiDatasetModel
 from training.callbacks import CurriculumCallback, EpochHeartbeat
 from training.checkpoints import SafeCheckpoint
 from training.pl_modules import ClipLoader, multidataset_model
+from training.processes import GradientSumStrategy
 from training.samplers import ClipSampler
-from training.utils import GradientSumStrategy
 
 N_LAGS = 5
 

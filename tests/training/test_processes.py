@@ -82,4 +82,4 @@ def test_two_processes_of_the_script_give_what_one_gives(whole, tmp_path):
     assert "going on from" in log.read_text()
     assert compare(tmp_path / "one/run", log.parent / "run", tolerance=1e-3).same
     record = json.loads((log.parent / "run/run.json").read_text())
-    assert record["global_batch_size"] == 64 and record["steps"] == 150
+    assert record["global_batch_size"] == 64 * 2 and record["steps"] == 150

@@ -22,7 +22,7 @@ from neurotwin.models.twin import load_twin
 from training.callbacks import Interrupted, MetricsFile, StopSignals
 from training.checkpoints import SafeCheckpoint
 from training.pl_modules import NonFiniteLossError
-from training.utils import GradientSumStrategy
+from training.processes import GradientSumStrategy
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_multidataset import MODEL, assert_same, make_configs, make_data, make_model, make_trainer

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, ReduceLROnPlateau, StepLR
 
-from training.schedulers import SCHEDULES, make_scheduler
+from neurotwin.config import register, registered
+from training.schedulers import SCHEDULES, Schedule, make_scheduler
 
 LENGTH = {"max_epochs": 6, "steps_per_epoch": 5}
 
@@ -27,6 +28,24 @@ def run(optimizer, scheduler, steps: int) -> list[list[float]]:
 def rates(kind: str, steps: int = 30, base=(0.4,), **kwargs) -> list[list[float]]:
     optimizer = optimizer_of(*base)
     return run(optimizer, make_scheduler(optimizer, kind, **{**LENGTH, **kwargs})["scheduler"], steps)
+
+
+def test_schedules_are_registered_and_a_further_one_is_one_definition():
+    assert SCHEDULES == ("none", "step", "plateau", "cosine", "cosine_warmup", "cosine_warmup_restart")
+    assert all(definition.__doc__ for definition in registered("lr_schedule").values())
+
+    @register("lr_schedule", "half_of_test_schedulers")
+    class Half(Schedule):
+        """Half of the rate."""
+
+        def factor(self, step):
+            return 0.5
+
+    assert rates("half_of_test_schedulers", steps=2) == [[0.2], [0.2]]
+
+
+def test_a_warmup_of_0_epochs_is_none():
+    assert rates("cosine_warmup", warmup_epochs=0) == rates("cosine")
 
 
 def test_none_is_no_scheduler():

@@ -152,7 +152,8 @@ class MultiDatasetModel(pl.LightningModule):
         self.on_nan, self.seed, self.compile_core = on_nan, seed, compile
         with recording_reads() as reads:
             self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
-            self.regularizers = Regularizers(model_config.regularization, describe_parameters(self.twin))
+            self.parameter_infos = tuple(describe_parameters(self.twin))
+            self.regularizers = Regularizers(model_config.regularization, self.parameter_infos)
         for key in unread_keys(model_config, reads):
             logger.info("%s has no effect in this model", key)
         if statistics is not None:
@@ -295,7 +296,7 @@ class MultiDatasetModel(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW over four groups: core and session parts, each with and without weight decay."""
         groups: dict[tuple[str, bool], list[Tensor]] = {}
-        for info in describe_parameters(self.twin):
+        for info in self.parameter_infos:
             if info.parameter.requires_grad:
                 part = "core" if info.session is None else "session"
                 decays = info.decays and info.name not in self.regularizers.no_decay
@@ -419,6 +420,6 @@ class MultiDatasetModel(pl.LightningModule):
         """Parameters that the optimizer step changes on any process, in one order on all of them."""
         return [
             info.parameter
-            for info in describe_parameters(self.twin)
+            for info in self.parameter_infos
             if info.parameter.requires_grad and (info.session is None or info.session in self._step_sessions)
         ]

@@ -1,6 +1,5 @@
 """Readers of other layouts, each to a :class:`~neurotwin.data.session.Session`."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,25 @@ from pydantic import ValidationError
 
 from ...config import define, registered
 from ..session import Session, SessionError
-from . import arrays, experanto, nwb, sensorium
-from .base import Format
+from . import arrays, dset, experanto, image_trials, nwb, retina, sensorium, suite2p
+from .base import Format, source_stamp
 
-__all__ = ["Format", "arrays", "as_session_file", "experanto", "find_format", "nwb", "read_session", "sensorium"]
+__all__ = [
+    "Format",
+    "arrays",
+    "as_session_file",
+    "dset",
+    "experanto",
+    "find_format",
+    "image_trials",
+    "nwb",
+    "read_session",
+    "reader_for",
+    "retina",
+    "sensorium",
+    "source_stamp",
+    "suite2p",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +66,23 @@ def read_session(path: str | Path, *, format: str = "", **options: Any) -> Sessi
         If there is no such path, the data are not of the layout, or the reader has no such option.
     """
     path = Path(path)
-    kind = define("format", format or find_format(path))
+    return reader_for(path, format=format, **options).read(path)
+
+
+def reader_for(path: str | Path, *, format: str = "", **options: Any) -> Format:
+    """The reader of a path, with its options; nothing is read yet. See :func:`read_session`."""
+    path = Path(path)
+    name = format or find_format(path)
+    kind = define("format", name)
     if not path.exists():
         raise SessionError(f"{path}: no such file or folder")
     try:
-        reader: Format = kind.model_validate(options)
+        return kind.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise SessionError(
-            f"{path}: {'.'.join(map(str, first['loc']))}{': ' if first['loc'] else ''}{message}"
-        ) from None
-    return reader.read(path)
+        raise SessionError(f"{path}: options of format {name}: {where}{message}") from None
 
 
 def as_session_file(path: Path, *, name: str, folder: Path, bin_rate: float | None = None) -> Path:
@@ -76,12 +95,12 @@ def as_session_file(path: Path, *, name: str, folder: Path, bin_rate: float | No
         return path / f"{name}.safetensors"
     if path.suffix == ".safetensors" or not path.exists():
         return path
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stamp = repr([(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
-    target = folder / f"{name}-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.session.safetensors"
+    reader = reader_for(path, name=name, bin_rate=bin_rate)
+    stamp, _ = source_stamp(path, reader.companions(path))
+    target = folder / f"{name}-{stamp}.session.safetensors"
     if not target.exists():
         logger.info("converting %s", path)
-        session = read_session(path, name=name, bin_rate=bin_rate)
+        session = reader.read(path)
         for note in session.notes:
             logger.info("session %s: %s", session.name, note)
         session.save(target)

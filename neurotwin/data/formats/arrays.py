@@ -14,6 +14,7 @@ __all__ = ["Arrays"]
 _FIELDS = [field.name for field in fields(Session)]
 _SCALARS = ("name", "subject", "bin_rate", "pixels_per_degree")
 _GROUPS = ("behavior", "unit_labels")
+_RESPONSES = ("responses", "spikes", "robs")
 
 
 @register("format", "arrays")
@@ -35,8 +36,10 @@ class Arrays(Format):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """An .npz file, or a folder of .npy files."""
-        return path.suffix == ".npz" if path.is_file() else any(path.glob("*.npy"))
+        """An .npz file, or a folder with stimulus.npy and the responses beside it."""
+        if path.is_file():
+            return path.suffix == ".npz"
+        return (path / "stimulus.npy").exists() and any((path / f"{key}.npy").exists() for key in _RESPONSES)
 
     def read(self, path: Path) -> Session:
         """The session; see :class:`Format`."""

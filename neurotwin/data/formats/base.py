@@ -1,5 +1,7 @@
 """What all readers of recordings share: their options, and how a reader is found for a path."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -7,7 +9,7 @@ from pydantic import Field
 from ...config import Params
 from ..session import Session
 
-__all__ = ["Format"]
+__all__ = ["Format", "source_stamp"]
 
 
 class Format(Params):
@@ -38,3 +40,36 @@ class Format(Params):
             If the source is not of this layout, or lacks what a session needs; the message names the cure.
         """
         raise NotImplementedError
+
+    def companions(self, path: Path) -> list[Path]:
+        """Files outside of the path that are read with it, such as a table of quality beside it.
+
+        A recording is converted again when one of them has changed. By default there are none.
+        """
+        return []
+
+
+def source_stamp(path: Path, companions: Sequence[Path] = ()) -> tuple[str, int]:
+    """What tells whether a source has changed: a hash over the sizes and times of its files, and their bytes in all.
+
+    Session files inside a folder are not counted, because they may be what was made from it.
+
+    Parameters
+    ----------
+    path
+        A file or a folder.
+    companions
+        Further files; those that do not exist count as absent.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+    named = [(str(file.relative_to(path)), file) for file in files if file.suffix != ".safetensors"]
+    named += [(file.name, file) for file in (*(() if path.is_dir() else (path,)), *companions)]
+    entries, size = [], 0
+    for name, file in named:
+        if file.exists():
+            status = file.stat()
+            entries.append((name, status.st_size, status.st_mtime_ns))
+            size += status.st_size
+        else:
+            entries.append((name, -1, -1))
+    return hashlib.sha256(repr(entries).encode()).hexdigest()[:16], size

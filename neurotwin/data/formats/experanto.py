@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from ...config import nearest, register
-from ..session import Session, SessionError, Streamed
+from ..session import Session, SessionError
+from ..streamed import Streamed
 from .base import Format
 from .devices import Device, Spikes, Survey, open_device, read_mapping
 from .repeats import repeat_ids

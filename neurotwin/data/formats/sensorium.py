@@ -13,7 +13,8 @@ import numpy as np
 from pydantic import Field
 
 from ...config import register
-from ..session import Session, SessionError, Streamed
+from ..session import Session, SessionError
+from ..streamed import Streamed
 from .base import Format
 from .npyfiles import NpyFiles, as_pixels
 from .repeats import alike, repeat_ids, sketch

@@ -6,19 +6,15 @@ import numpy as np
 import pytest
 
 from neurotwin.analysis.compare import compare, compare_tables
-from neurotwin.analysis.evaluate import METRICS, EvaluationError, Table
+from neurotwin.metrics import EvaluationError, Table, columns
 
 
 @pytest.fixture
-def table():
+def table(table):
     rng = np.random.default_rng(0)
-    columns = {
-        "session": np.array(["a_1", "a_1", "b_1"]), "subject": np.array(["a", "a", "b"]),
-        "unit_id": np.array([3, 7, 3]), "spikes": np.array([10.0, 20.0, 30.0]), "bins": np.array([5, 5, 6]),
-    }  # fmt: skip
-    columns |= {name: rng.random(3) for name in METRICS}
-    columns["feve"][1] = np.nan
-    return Table(columns)
+    figures = {name: rng.random(3) for name, kind in columns().items() if kind is float}
+    figures["feve"][1] = np.nan
+    return table(**figures)
 
 
 def changed(table, name, row, value):
@@ -68,3 +64,9 @@ def test_folders_and_files(table, tmp_path):
     assert not compare(tmp_path / "run", tmp_path / "other.csv").same
     with pytest.raises(EvaluationError, match="no such run"):
         compare(tmp_path / "run", tmp_path / "absent")
+
+
+def test_a_figure_that_one_table_is_too_old_for_is_no_difference(table):
+    old = changed(table, "bits_per_bin", slice(None), np.nan)
+    for result in (compare_tables(table, old), compare_tables(old, table)):
+        assert result.same and "bits_per_bin" not in result.largest and "bps" in result.largest

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from neurotwin.models.spec import SessionSpec
 
 from neurotwin.analysis.insilico import (
     drifting_grating,
@@ -12,7 +13,6 @@ from neurotwin.analysis.insilico import (
     responses,
 )
 from neurotwin.config import ModelConfig
-from neurotwin.models.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 
 SIZE, RATE = 16, 60.0

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from neurotwin.analysis import plots
-from neurotwin.analysis.evaluate import METRICS, Table
 
 
 def lines(axes):
@@ -22,15 +21,9 @@ def test_learning_curves_leave_out_nan():
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_units_against_oracle(known):
-    columns = {
-        "session": np.array(["a_1"] * 3), "subject": np.array(["a", "a", "b"]), "unit_id": np.arange(3),
-        "spikes": np.ones(3), "bins": np.ones(3, int), **{name: np.full(3, np.nan) for name in METRICS},
-        "bps": np.array([0.4, np.nan, 0.1]),
-    }  # fmt: skip
-    if known:
-        columns["oracle_bps"] = np.array([0.5, 0.6, 0.7])
-    axes = plots.units_against_oracle(Table(columns)).axes[0]
+def test_units_against_oracle(table, known):
+    figures = {"bps": [0.4, np.nan, 0.1]} | ({"oracle_bps": [0.5, 0.6, 0.7]} if known else {})
+    axes = plots.units_against_oracle(table(["a_1", "a_1", "b_1"], [0, 1, 2], **figures)).axes[0]
     if known:
         np.testing.assert_array_equal(axes.collections[1].get_offsets(), [[0.7, 0.1]])
         assert "oracle" in axes.get_xlabel()

@@ -7,25 +7,27 @@ import re
 import numpy as np
 import pytest
 
-from neurotwin.analysis.evaluate import METRICS, EvaluationError, Table
 from neurotwin.analysis.report import html_page, load_run, markdown_table, report_rows, summary_text, text_table
+from neurotwin.metrics import EvaluationError
 
 
-def write_run(folder, model, *, parameters=1234567, wall_s=83.4, bps=(0.2, 0.4, np.nan, 1.0), oracle=0.8):
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"name": model, "parameters": parameters, "wall_s": wall_s}))
-    if bps is not None:
-        columns = {
-            "session": np.array(["a_1", "a_1", "b_1", "b_1"]), "subject": np.array(["a", "a", "b", "b"]),
-            "unit_id": np.array([3, 7, 3, 4]), "spikes": np.ones(4), "bins": np.ones(4, int),
-            **{name: np.full(4, np.nan) for name in METRICS}, "bps": np.array(bps), "oracle_bps": np.full(4, oracle),
-        }  # fmt: skip
-        Table(columns).write(folder / "units.csv")
-    (folder / "metrics.csv").write_text("epoch,step,train_loss,val_bps\n0,9,,0.1\n0,9,0.5,\n1,19,,0.3\n")
-    return load_run(folder)
+@pytest.fixture
+def write_run(table):
+    """Write a run's folder and load it."""
+
+    def write(folder, model, *, parameters=1234567, wall_s=83.4, bps=(0.2, 0.4, np.nan, 1.0), oracle=0.8):
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({"name": model, "parameters": parameters, "wall_s": wall_s}))
+        if bps is not None:
+            sessions = ["a_1", "a_1", "b_1", "b_1"]
+            table(sessions, [3, 7, 3, 4], bps=bps, oracle_bps=[oracle] * 4).write(folder / "units.csv")
+        (folder / "metrics.csv").write_text("epoch,step,train_loss,val_bps\n0,9,,0.1\n0,9,0.5,\n1,19,,0.3\n")
+        return load_run(folder)
+
+    return write
 
 
-def test_rows_by_hand(tmp_path):
+def test_rows_by_hand(write_run, tmp_path):
     (row,) = report_rows([write_run(tmp_path / "run", "resnet")])
     assert row == {
         "model": "resnet", "parameters": "1,234,567", "wall time": "1:23",
@@ -34,18 +36,18 @@ def test_rows_by_hand(tmp_path):
     }  # fmt: skip
 
 
-def test_a_run_that_failed_is_a_row_that_says_so(tmp_path):
+def test_a_run_that_failed_is_a_row_that_says_so(write_run, tmp_path):
     rows = report_rows([write_run(tmp_path / "a", "ln"), write_run(tmp_path / "b", "broken", bps=None)])
     assert rows[1]["mean BPS"] == "failed" and rows[1]["BPS a"] == ""
     assert "failed" in text_table(rows).splitlines()[3]
 
 
-def test_columns_that_no_run_fills_are_left_out(tmp_path):
+def test_columns_that_no_run_fills_are_left_out(write_run, tmp_path):
     (row,) = report_rows([write_run(tmp_path / "run", "resnet", oracle=np.nan)])
     assert "of oracle" not in row
 
 
-def test_text_is_aligned_and_markdown_has_a_cell_each(tmp_path):
+def test_text_is_aligned_and_markdown_has_a_cell_each(write_run, tmp_path):
     runs = [write_run(tmp_path / "a", "a|b", wall_s=7325), write_run(tmp_path / "b", "a long name")]
     rows = report_rows(runs)
     lines = text_table(rows).splitlines()
@@ -56,7 +58,7 @@ def test_text_is_aligned_and_markdown_has_a_cell_each(tmp_path):
     assert table[1].startswith("| :-- | --: |")
 
 
-def test_the_page_stands_alone(tmp_path):
+def test_the_page_stands_alone(write_run, tmp_path):
     runs = [write_run(tmp_path / "a", "ln <&>"), write_run(tmp_path / "b", "ln <&>"), write_run(tmp_path / "c", "x")]
     page = html_page(runs, title="My & runs")
     assert "<title>My &amp; runs</title>" in page and "<&>" not in page
@@ -68,7 +70,7 @@ def test_the_page_stands_alone(tmp_path):
     assert 'alt="' in page
 
 
-def test_curves_leave_gaps(tmp_path):
+def test_curves_leave_gaps(write_run, tmp_path):
     curves = write_run(tmp_path / "run", "ln").curves
     np.testing.assert_array_equal(curves["val_bps"], [0.1, np.nan, 0.3])
 
@@ -84,7 +86,7 @@ def test_what_is_not_a_run_is_refused(tmp_path, record, message):
         load_run(tmp_path)
 
 
-def test_summary_of_a_table(tmp_path):
+def test_summary_of_a_table(write_run, tmp_path):
     table = write_run(tmp_path / "run", "ln").table
     lines = summary_text(table).splitlines()
     assert lines[0].split() == ["mean", "BPS", "median", "BPS", "of", "oracle", "units", "NaN"]  # no figure has repeats

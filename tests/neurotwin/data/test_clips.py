@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurotwin.config import DatasetConfig
-from neurotwin.data.clips import clip_table, gather, stream, usable_runs
+from neurotwin.data.clips import clip_table, gather, show, stream, usable_runs
 from neurotwin.data.prepare import Prepared
+from neurotwin.data.spec import SessionSpec
 
 
-def make_prepared(lengths, *, n_lags=4, seed=0, n_units=2, exposure=False, n_history=0):
+def make_prepared(lengths, *, n_lags=4, seed=0, n_units=2, exposure=False, n_history=0, frame=(2, 3)):
+    """Runs of some lengths; the frame of bin t holds t in every pixel."""
     rng = np.random.default_rng(seed)
     n_bins = sum(lengths)
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -18,13 +21,18 @@ def make_prepared(lengths, *, n_lags=4, seed=0, n_units=2, exposure=False, n_his
     lags = {"stim": list(range(n_lags)), "history": list(range(1, n_history + 1))}
     mask = rng.random((n_bins, n_units)) > 0.2
     mask[np.arange(n_bins) - starts < n_lags - 1] = False
+    spec = SessionSpec(
+        name="s", subject="s", unit_ids=tuple(range(n_units)), frame_shape=(1, 2, 3), bin_rate=60.0, n_lags=n_lags,
+        behavior_dim=2, n_history=n_history, config=DatasetConfig.model_validate({"keys_lags": lags}),
+    )  # fmt: skip
+    nothing = np.zeros(n_units)
     return Prepared(
-        name="s", subject="s", config=DatasetConfig.model_validate({"keys_lags": lags}), bin_rate=60.0,
-        unit_ids=np.arange(n_units), source=np.arange(n_bins, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(3, 2),
-        frame=np.arange(n_bins), pixel_scale=(1.0, 0.0), spikes=rng.poisson(1, (n_bins, n_units)).astype(np.uint8),
-        mask=mask, n_valid=mask.sum(axis=1), train_spikes=np.zeros(n_units), train_presentations=np.zeros(n_units),
-        split=np.repeat(rng.integers(0, 3, len(lengths)), lengths).astype(np.int8), run_start=starts,
-        run_stop=stops, contrast=rng.random(n_bins).astype(np.float32), repeat_id=np.full(n_bins, -1),
+        spec=spec, source=np.broadcast_to(np.arange(n_bins, dtype=np.uint8)[(...,) + (None,) * len(frame)], (n_bins, *frame)).copy(),
+        frame=np.arange(n_bins), responses=rng.poisson(1, (n_bins, n_units)).astype(np.uint8), mask=mask,
+        n_valid=mask.sum(axis=1), train_bins=nothing, train_presentations=nothing, train_sum=nothing,
+        train_squares=nothing, train_zeros=nothing, split=np.repeat(rng.integers(0, 3, len(lengths)), lengths).astype(np.int8),
+        run_start=starts, run_stop=stops, contrast=rng.random(n_bins).astype(np.float32),
+        trial=np.repeat(np.arange(len(lengths)), lengths), repeat_id=np.full(n_bins, -1),
         behavior=rng.normal(size=(n_bins, 2)).astype(np.float32),
         exposure=rng.integers(1, 4, n_bins).astype(np.float32) if exposure else None,
     )  # fmt: skip
@@ -32,22 +40,50 @@ def make_prepared(lengths, *, n_lags=4, seed=0, n_units=2, exposure=False, n_his
 
 def test_a_clip_by_hand():
     prepared = make_prepared([10, 10], n_history=2, exposure=True)
-    batch = gather(prepared, np.array([13, 18]), np.array([15, 20]), length=3, context=3)
-    frames = batch.stimulus[:, 0, :, 0, 0].tolist()
+    sample = gather(prepared, np.array([13, 18]), np.array([15, 20]), length=3, context=3)
+    clip, target = sample.clip, sample.target
+    frames = clip.stimulus[:, 0, :, 0, 0].tolist()
     assert frames == [[10, 11, 12, 13, 14, 15], [15, 16, 17, 18, 19, 19]]  # the last repeats beyond the run
-    assert batch.stimulus.shape == (2, 1, 6, 2, 3) and batch.stimulus.dtype.is_floating_point is False
-    assert not batch.mask[0, 2].any() and not batch.mask[1, 2].any()  # beyond `stops`
-    np.testing.assert_array_equal(batch.mask[0, :2], prepared.mask[13:15])
-    np.testing.assert_array_equal(batch.spikes[0], prepared.spikes[13:16])
-    np.testing.assert_array_equal(batch.behavior[0], prepared.behavior[10:16])
-    np.testing.assert_array_equal(batch.history[0], prepared.spikes[11:16])
-    np.testing.assert_array_equal(batch.exposure[0, :, 0], prepared.exposure[13:16])
+    assert clip.stimulus.shape == (2, 1, 6, 2, 3) and clip.stimulus.dtype == torch.uint8
+    assert (clip.session, clip.length, clip.carries, clip.bins.tolist()) == (0, 3, False, [13, 18])
+    assert not target.mask[0, 2].any() and not target.mask[1, 2].any()  # beyond `stops`
+    np.testing.assert_array_equal(target.mask[0, :2], prepared.mask[13:15])
+    np.testing.assert_array_equal(target.responses[0], prepared.responses[13:16])
+    np.testing.assert_array_equal(clip.behavior[0], prepared.behavior[10:16])
+    np.testing.assert_array_equal(clip.history[0], prepared.responses[11:16])
+    np.testing.assert_array_equal(target.exposure[0, :, 0], prepared.exposure[13:16])
+    assert sample.of_session(4).clip.session == sample.of_session(4).session == 4
+
+
+@pytest.mark.parametrize(("context", "n_history"), [(1, 4), (4, 1), (0, 0)])
+def test_history_and_context_each_have_their_own_reach(context, n_history):
+    prepared = make_prepared([20], n_history=n_history)
+    clip = gather(prepared, np.array([9]), np.array([12]), length=3, context=context).clip
+    assert clip.stimulus[0, 0, :, 0, 0].tolist() == list(range(9 - context, 12))
+    assert len(clip.behavior[0]) == context + 3
+    if n_history:
+        np.testing.assert_array_equal(clip.history[0], prepared.responses[9 - n_history : 12])
+    else:
+        assert clip.history is None
 
 
 def test_context_never_reaches_into_the_run_before():
     prepared = make_prepared([6, 8])
-    batch = gather(prepared, np.array([7]), np.array([8]), length=1, context=3)
-    assert batch.stimulus[0, 0, :, 0, 0].tolist() == [6, 6, 6, 7]
+    clip = gather(prepared, np.array([7]), np.array([8]), length=1, context=3).clip
+    assert clip.stimulus[0, 0, :, 0, 0].tolist() == [6, 6, 6, 7]
+
+
+@pytest.mark.parametrize("frame", [(), (7,), (2, 3), (3, 2, 3)])
+def test_frames_shown_later_are_those_shown_at_once(frame):
+    prepared = make_prepared([10, 10], frame=frame)
+    cut = {"length": 3, "context": 3}
+    now = gather(prepared, np.array([13, 18]), np.array([15, 20]), **cut).clip
+    later = gather(prepared, np.array([13, 18]), np.array([15, 20]), shown=False, **cut).clip
+    assert later.stimulus is None and later.frames.tolist() == [[10, 11, 12, 13, 14, 15], [15, 16, 17, 18, 19, 19]]
+    for source in (prepared.source, torch.from_numpy(prepared.source)):
+        shown = show(later, source)
+        assert torch.equal(shown.stimulus, now.stimulus) and shown.frames is None
+    assert now.stimulus.shape == (2, *{0: (1, 6, 1, 1), 1: (1, 6, 7, 1), 2: (1, 6, 2, 3), 3: (3, 6, 2, 3)}[len(frame)])
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,14 +102,15 @@ def test_training_clips_cover_every_valid_bin_once(lengths, length, n_lags, seed
         return
     table = clip_table([prepared], "train", length=length)
     seen = np.zeros_like(wanted, int)
-    for batch in table.batches(np.arange(len(table)), context=n_lags - 1):
-        for row, start in enumerate(batch.bins.tolist()):
-            part = batch.mask[row].numpy()
+    for sample in table.samples(np.arange(len(table)), context=n_lags - 1):
+        for row, start in enumerate(sample.clip.bins.tolist()):
+            part = sample.target.mask[row].numpy()
             n = min(table.length, prepared.n_bins - start)
             assert not part[n:].any()
+            assert part.sum() == table.count[row]
             seen[start : start + n] += part[:n]
     np.testing.assert_array_equal(seen, wanted)
-    assert table.count.sum() == wanted.sum()
+    assert table.count.sum() == wanted.sum() and (table.count > 0).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,16 +127,31 @@ def test_a_stream_covers_every_valid_bin_once_for_any_number_of_processes(length
     seen = np.zeros_like(wanted, int)
     for rank in range(n_parts):
         previous = None
-        for batch in stream(prepared, "val", context=3, chunk=chunk, bins=bins, part=(rank, n_parts)):
-            starts = batch.bins.numpy()
+        for sample in stream(prepared, "val", context=3, chunk=chunk, bins=bins, part=(rank, n_parts)):
+            clip, mask = sample.clip, sample.target.mask
+            starts = clip.bins.numpy()
+            assert clip.length <= chunk
             for row, start in enumerate(starts.tolist()):
-                for offset in range(batch.length):
-                    if batch.mask[row, offset].any():
-                        seen[start + offset] += batch.mask[row, offset].numpy()
-                        assert not batch.carries or start == previous[row]
-            assert not batch.carries or len(starts) == len(previous)
-            previous = starts + batch.length
+                for offset in range(clip.length):
+                    if mask[row, offset].any():
+                        seen[start + offset] += mask[row, offset].numpy()
+                        assert not clip.carries or start == previous[row]
+            assert not clip.carries or len(starts) == len(previous)
+            previous = starts + clip.length
     np.testing.assert_array_equal(seen, wanted)
+
+
+def test_rows_of_several_sessions_come_one_sample_a_session():
+    sessions = [make_prepared([30] * 4, seed=seed) for seed in (0, 1, 2)]
+    for prepared in sessions:
+        prepared.split[:] = 0
+    table = clip_table(sessions, "train", length=5)
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(table.session != 1))[:9]
+    samples = table.samples(rows, context=3)
+    assert [sample.session for sample in samples] == [0, 2]
+    for sample in samples:
+        own = rows[table.session[rows] == sample.session]
+        np.testing.assert_array_equal(sample.clip.bins, table.start[own])
 
 
 def test_clip_scores_are_those_of_the_clips_own_frames():
@@ -126,10 +178,19 @@ def test_usable_runs_are_of_one_split_and_have_whole_windows():
     assert usable_runs(prepared, "val").tolist() == [[6, 8]]
 
 
-def test_a_limited_stream_is_the_same_subset_each_time():
-    prepared = make_prepared([10] * 40)
+@pytest.mark.parametrize(
+    ("limit", "trials"),
+    [(1.0, range(41)), (0.25, range(0, 41, 4)), (5, range(0, 41, 10)), (100, range(41)), (2, [0, 40]), (0.001, [0])],
+)
+def test_a_limited_stream_takes_trials_evenly_from_the_whole_session(limit, trials):
+    """The first trials alone would be the first minutes, in which animals are most awake."""
+    prepared = make_prepared([10] * 41)
     prepared.split[:] = 1
-    full = sum(batch.mask.sum() for batch in stream(prepared, "val", context=3))
-    once, again = ([b.bins.tolist() for b in stream(prepared, "val", context=3, limit=0.25)] for _ in range(2))
-    assert once == again and 0 < sum(map(len, once)) == 10 and full > 0
-    assert sum(len(b.bins) for b in stream(prepared, "val", context=3, limit=3)) == 3
+    prepared.mask[:] = True
+    prepared.n_valid[:] = 2
+    if limit == 0.25:
+        limit = 11 / 41
+    for _ in range(2):
+        samples = list(stream(prepared, "val", context=3, limit=limit))
+        starts = np.concatenate([sample.clip.bins for sample in samples])
+        assert sorted(prepared.trial[starts].tolist()) == list(trials)

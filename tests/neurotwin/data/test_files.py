@@ -9,9 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from neurotwin.config import DatasetConfig
+from neurotwin import files, tensorfile
 from neurotwin.data import prepare as prepare_module
-from neurotwin.data import tensorfile
 from neurotwin.data.prepare import prepare_session
 from neurotwin.data.session import Session, SessionError
 from neurotwin.tensorfile import TensorFileError, load_arrays, save_arrays, write_arrays
@@ -20,31 +19,27 @@ fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def config(tmp_path):
-    rng = np.random.default_rng(0)
-    session = Session(
-        name="ada_01", bin_rate=60.0, stimulus=rng.integers(0, 256, (240, 5, 6), dtype=np.uint8),
-        spikes=rng.poisson(0.5, (240, 3)).astype(np.uint8), trial=np.arange(240) // 40,
-    )  # fmt: skip
-    path = session.save(tmp_path / "ada_01.safetensors")
-    return DatasetConfig.model_validate({"session": "ada_01", "path": str(path), "train_val_split": 0.5})
+def config(factory, tmp_path):
+    factory.write_session(tmp_path)
+    return factory.configure(tmp_path)
 
 
-def prepared_files(tmp_path):
-    return sorted(path.name for path in (tmp_path / "prepared").iterdir())
+@pytest.fixture
+def prepared_in(tmp_path):
+    """Names of the files beside a session, and its prepared file."""
+    return lambda pattern="*": sorted((tmp_path / "prepared").glob(pattern))
 
 
-def flip(path, at=-1):
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
+@pytest.fixture(autouse=True)
+def no_shared_cache(monkeypatch):
+    monkeypatch.delenv("NEUROTWIN_CACHE", raising=False)
 
 
-def test_an_altered_or_torn_prepared_file_is_refused_by_name(config, tmp_path):
+def test_an_altered_or_torn_prepared_file_is_refused_by_name(factory, config, prepared_in):
     prepare_session(config)
-    (cached,) = tmp_path.glob("prepared/*.safetensors")
+    (cached,) = prepared_in("*.safetensors")
     whole = cached.read_bytes()
-    flip(cached)
+    factory.flip(cached)
     with pytest.raises(SessionError, match=rf"{cached.name}: its content does not match its checksum.*delete it"):
         prepare_session(config)
     cached.write_bytes(whole[:-10])
@@ -54,38 +49,55 @@ def test_an_altered_or_torn_prepared_file_is_refused_by_name(config, tmp_path):
     assert prepare_session(config).n_bins == 240
 
 
-def test_a_recording_that_was_altered_after_it_was_prepared_is_refused(config, tmp_path):
+def test_a_recording_that_was_altered_after_it_was_prepared_is_refused(factory, config, tmp_path):
     prepare_session(config)
-    flip(tmp_path / "ada_01.safetensors")
+    factory.flip(tmp_path / "ada_01.safetensors")
     with pytest.raises(SessionError, match=r"ada_01.safetensors: its content does not match its checksum"):
         prepare_session(config)
 
 
-def test_content_is_compared_once_and_again_when_a_file_has_changed(config, tmp_path, monkeypatch):
-    compared = []
-    monkeypatch.setattr(prepare_module, "verify_arrays", lambda path: compared.append(path.name))
+def test_content_is_compared_once_and_again_when_a_file_has_changed(config, prepared_in, monkeypatch):
+    compared, load = [], load_arrays
+
+    def watched(path, *, verify=True):
+        compared.extend([path.name] if verify else [])
+        return load(path, verify=verify)
+
+    monkeypatch.setattr(prepare_module, "load_arrays", watched)
     prepare_session(config)
     assert compared == ["ada_01.safetensors"]
     prepare_session(config)
     assert compared == ["ada_01.safetensors"]
-    (cached,) = tmp_path.glob("prepared/*.safetensors")
+    (cached,) = prepared_in("*.safetensors")
     os.utime(cached)
     prepare_session(config)
     assert compared[1:] == [cached.name]
-    (tmp_path / "prepared" / cached.name.replace(".safetensors", ".checked.json")).unlink()
+    prepared_in("*.checked.json")[0].unlink()
     prepare_session(config)
     assert compared[2:] == ["ada_01.safetensors", cached.name]
+    prepare_session(config)
+    assert len(compared) == 4
 
 
-def test_a_cache_that_cannot_be_written_is_read(config, tmp_path, monkeypatch):
+def test_a_note_that_is_no_note_is_made_anew(config, prepared_in):
+    prepare_session(config)
+    (note,) = prepared_in("*.checked.json")
+    text = note.read_text()
+    for broken in ("", "{", "[]", "null", '{"source": 3}'):
+        note.write_text(broken)
+        prepare_session(config)
+        assert note.read_text() == text, broken
+
+
+def test_a_cache_that_cannot_be_written_is_read(config, prepared_in, monkeypatch):
     first = prepare_session(config)
-    (tmp_path / "prepared" / next(tmp_path.glob("prepared/*.json")).name).unlink()
+    prepared_in("*.json")[0].unlink()
 
     def read_only(*_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(prepare_module.os, "replace", read_only)
-    np.testing.assert_array_equal(prepare_session(config).spikes, first.spikes)
+    monkeypatch.setattr(files.os, "replace", read_only)
+    np.testing.assert_array_equal(prepare_session(config).responses, first.responses)
 
 
 @pytest.fixture
@@ -98,11 +110,11 @@ def limit_files():
     signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(config, tmp_path, limit_files):
+def test_a_full_disk_is_one_line_and_leaves_nothing(config, prepared_in, limit_files):
     limit_files(20_000)  # the stimulus as float32 takes 29 kB
     with pytest.raises(SessionError, match=r"'ada_01': prepared arrays cannot be written to .*prepared.*free space"):
         prepare_session(config, dtype="float32")
-    assert prepared_files(tmp_path) == []
+    assert prepared_in() == []
 
 
 def test_space_is_taken_before_it_is_written_to(tmp_path, limit_files):
@@ -118,20 +130,21 @@ def test_space_is_taken_before_it_is_written_to(tmp_path, limit_files):
 
 def prepare_slowly(config, moment, barrier):
     """Prepare; wait, or die, with half of the arrays written."""
-    save = tensorfile._digest
+    digest, seen = tensorfile._digest, []
 
-    def pause(arrays, *rest):
-        if moment == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        barrier.wait(20)
-        return save(arrays, *rest)
+    def pause(arrays):
+        seen.append(arrays)
+        if "mask" in arrays and len(seen) == 2:  # the first is the recording's
+            if moment == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            barrier.wait(20)
+        return digest(arrays)
 
     tensorfile._digest = pause
-    prepare_module.verify_arrays = lambda path: None
     prepare_session(config)
 
 
-def test_two_that_prepare_the_same_at_once_both_go_on(config, tmp_path):
+def test_two_that_prepare_the_same_at_once_both_go_on(config, prepared_in):
     barrier = fork.Barrier(2)
     both = [fork.Process(target=prepare_slowly, args=(config, "wait", barrier)) for _ in range(2)]
     for process in both:
@@ -139,25 +152,67 @@ def test_two_that_prepare_the_same_at_once_both_go_on(config, tmp_path):
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
-    assert [name.split(".", 1)[1] for name in prepared_files(tmp_path)] == ["checked.json", "safetensors"]
-    tensorfile.verify_arrays(next(tmp_path.glob("prepared/*.safetensors")))
+    assert [path.name.split(".", 1)[1] for path in prepared_in()] == ["checked.json", "safetensors"]
+    load_arrays(prepared_in("*.safetensors")[0])
 
 
-def test_a_kill_while_preparing_leaves_no_broken_cache(config, tmp_path):
+def test_a_kill_while_preparing_leaves_no_broken_cache(config, prepared_in):
     process = fork.Process(target=prepare_slowly, args=(config, "die", None))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    (left,) = (tmp_path / "prepared").iterdir()
+    (left,) = prepared_in()
     assert left.suffix == ".tmp"
     os.utime(left, (time.time() - 90_000,) * 2)  # a day later
     assert prepare_session(config).n_bins == 240
-    assert not left.exists() and len(prepared_files(tmp_path)) == 2
+    assert not left.exists() and len(prepared_in()) == 2
 
 
-def test_metadata_cannot_promise_more_than_the_file_holds(tmp_path):
+def test_what_another_process_is_writing_is_left_alone(tmp_path):
+    other = tmp_path / ".a.txt.0123456789ab.tmp"
+    other.write_text("half")
+    files.write_text(tmp_path / "a.txt", "whole")
+    assert other.read_text() == "half" and (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_header_that_was_forged_is_refused(tmp_path):
     save_arrays(tmp_path / "a", {"x": np.arange(6)}, {})
     content = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(content.replace(b'"shape":[6]', b'"shape":[9]'))
-    with pytest.raises(TensorFileError, match="do not fit their shape"):
-        load_arrays(tmp_path / "a")
+    with pytest.raises(TensorFileError, match="header does not match its checksum"):
+        load_arrays(tmp_path / "a", verify=False)
+
+
+# --- what the name of a prepared file depends on --------------------------------------------------------------------
+
+
+def test_the_key_changes_with_what_the_arrays_depend_on_and_with_nothing_else(factory, tmp_path):
+    base, config = factory.make_session(), {"keys_lags": {"stim": "0..3"}}
+
+    def key(session=base, dtype="uint8", folder="a", **keys):
+        session.save(tmp_path / folder / "ada_01.safetensors")
+        return prepare_session(factory.configure(tmp_path / folder, **config | keys), dtype=dtype).key
+
+    first = key()
+    same = {
+        "again": key(), "another folder": key(folder="b"),
+        "labels of the config": key(lab="x", eye="left", visual=[1], qcmissing=[2], qccontam=[3]),
+        "equal values": key(Session(**vars(base))),
+    }  # fmt: skip
+    assert set(same.values()) == {first}, same
+    labels = {"area": ["V1", "V1", "V4", "V4"]}
+    others = {
+        "bin_rate": key(factory.make_session(bin_rate=30.0)),
+        "unit_labels": key(factory.make_session(unit_labels=labels)),
+        "a label's value": key(factory.make_session(unit_labels={"area": ["V1", "V4", "V4", "V4"]})),
+        "text ids": key(factory.make_session(unit_ids=["a", "b", "c", "d"])),
+        "other text ids": key(factory.make_session(unit_ids=["a", "b", "c", "e"])),
+        "subject": key(factory.make_session(subject="eve")),
+        "pixels_per_degree": key(factory.make_session(pixels_per_degree=2.0)),
+        "a name of a type": key(factory.make_session(stimulus_type="noise")),
+        "one response": key(factory.make_session(responses=base.responses + (np.arange(960) == 7).reshape(240, 4))),
+        "seed": key(seed=3), "lags": key(keys_lags={"stim": "0..4"}), "units": key(cids=[0, 1]),
+        "storage": key(dtype="float32"), "split": key(train_val_split=0.7),
+    }  # fmt: skip
+    assert first not in others.values() and len(set(others.values())) == len(others), others
+    assert len(list(tmp_path.glob("a/prepared/*.safetensors"))) == 1 + len(others)

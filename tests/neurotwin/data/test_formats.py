@@ -1,13 +1,10 @@
-"""Readers, on small files that the tests write."""
-
-from datetime import UTC, datetime
+"""Plain arrays as sessions, and configs that name data of another layout."""
 
 import numpy as np
 import pytest
 
 from neurotwin.config import DatasetConfig
-from neurotwin.data.formats.arrays import read_arrays
-from neurotwin.data.formats.nwb import read_nwb
+from neurotwin.data.formats import find_format, read_session
 from neurotwin.data.prepare import outline, prepare_session
 from neurotwin.data.session import Session, SessionError
 
@@ -20,9 +17,9 @@ def rng():
 @pytest.mark.parametrize("folder", [False, True])
 def test_arrays(tmp_path, rng, folder):
     arrays = {
-        "stimulus": rng.integers(0, 256, (20, 5, 6)).astype(np.uint8), "spikes": rng.poisson(1, (20, 3)),
-        "behavior.pupil": rng.random(20), "trial": np.repeat([0, 1], 10), "unit_ids": np.array([4, 8, 9]),
-        "split": np.repeat(["train", "val"], 10), "bin_rate": np.array(60.0), "subject": np.array("ada"),
+        "stimulus": rng.integers(0, 256, (20, 5, 6)).astype(np.uint8), "responses": rng.normal(size=(20, 3)),
+        "behavior.pupil": rng.random(20, np.float32), "trial": np.repeat([0, 1], 10), "unit_ids": np.array([4, 8, 9]),
+        "split": np.repeat(["train", "val"], 10), "unit_labels.area": np.array(["V1", "V1", "V4"]), "bin_rate": np.array(60.0), "subject": np.array("ada"),
     }  # fmt: skip
     path = tmp_path / ("ada_7" if folder else "ada_7.npz")
     if folder:
@@ -31,75 +28,48 @@ def test_arrays(tmp_path, rng, folder):
             np.save(path / f"{key}.npy", value)
     else:
         np.savez(path, **arrays)
-    session = read_arrays(path)
+    assert find_format(path) == "arrays"
+    session = read_session(path)
     assert (session.name, session.subject, session.bin_rate) == ("ada_7", "ada", 60.0)
-    for key in ("stimulus", "spikes", "trial", "unit_ids", "split"):
+    for key in ("stimulus", "responses", "trial", "unit_ids", "split"):
         np.testing.assert_array_equal(getattr(session, key), arrays[key])
     np.testing.assert_array_equal(session.behavior["pupil"], arrays["behavior.pupil"])
-    assert read_arrays(path, name="bea_1", subject="bea", bin_rate=30.0).bin_rate == 30.0
-    Session.load(session.save(tmp_path / "saved.safetensors"))
+    assert session.unit_labels["area"].tolist() == ["V1", "V1", "V4"]
+    other = read_session(path, name="bea_1", subject="bea", bin_rate=30.0)
+    assert (other.name, other.subject, other.bin_rate) == ("bea_1", "bea", 30.0)
+    assert Session.load(session.save(tmp_path / "saved.safetensors")) == session
 
 
-def test_arrays_that_are_no_session(tmp_path):
-    def written(**arrays):
-        np.savez(tmp_path / "x.npz", **arrays)
-        return tmp_path / "x.npz"
+def test_responses_may_be_called_spikes_or_robs(tmp_path):
+    for name in ("responses", "spikes", "robs"):
+        counts = np.random.default_rng(0).poisson(1, (4, 1))
+        np.savez(tmp_path / "x.npz", stimulus=np.zeros((4, 2, 2), np.uint8), bin_rate=30.0, **{name: counts})
+        np.testing.assert_array_equal(read_session(tmp_path / "x.npz").responses, counts)
 
+
+def test_arrays_that_are_no_session(factory, tmp_path):
     movie, counts = np.zeros((4, 2, 2), np.uint8), np.zeros((4, 1))
-    for path, message in [
-        (lambda: written(stimulus=movie), "no array 'spikes'"),
-        (lambda: written(stimulus=movie, spikes=counts), "give --bin_rate"),
-        (lambda: written(stimulus=movie, spikes=counts, spike=1), "'spike' is .* did you mean 'spikes'"),
-        (lambda: written(stimulus=movie, spikes=np.array([object()])), "not an .npz file"),  # would unpickle
-        (lambda: tmp_path / "absent.npz", "no such file"),
-    ]:  # fmt: skip
-        with pytest.raises(SessionError, match=message):
-            read_arrays(path())
+
+    def read(**arrays):
+        np.savez(tmp_path / "x.npz", **arrays)
+        read_session(tmp_path / "x.npz")
+
+    both = {"stimulus": movie, "spikes": counts}
+    cases = {
+        "no responses": ({"stimulus": movie}, "has no array 'responses' (it has stimulus)"),
+        "no stimulus": ({"spikes": counts}, "has no array 'stimulus'"),
+        "no rate": (both, "give --bin_rate"),
+        "a misspelt name": (both | {"stimulu": movie}, "array 'stimulu' is not part of a session; did you mean 'stim"),
+        "responses twice": (both | {"robs": counts}, "has the responses twice, once as 'robs'"),
+        "what would unpickle": ({"stimulus": movie, "spikes": np.array([object()])}, "not an .npz file"),
+        "what does not agree": (both | {"bin_rate": 1.0, "valid": [True]}, "valid has 1 bins where"),
+    }  # fmt: skip
+    assert not factory.refusals(cases, read, SessionError)
+    with pytest.raises(SessionError, match="no such file"):
+        read_session(tmp_path / "absent.npz")
     (tmp_path / "text.npz").write_text("no")
     with pytest.raises(SessionError, match=r"not an \.npz file"):
-        read_arrays(tmp_path / "text.npz")
-
-
-def test_nwb_without_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pynwb", None)
-    with pytest.raises(SessionError, match=r"pip install 'neurotwin\[nwb\]'"):
-        read_nwb(tmp_path / "a.nwb")
-
-
-@pytest.mark.filterwarnings("ignore")  # of pynwb's own dependencies
-def test_nwb(tmp_path, rng):
-    pynwb = pytest.importorskip("pynwb")
-    file = pynwb.NWBFile("test", "id", datetime(2026, 1, 1, tzinfo=UTC))
-    file.subject = pynwb.file.Subject(subject_id="ada", species="Macaca mulatta")
-    movie = rng.integers(0, 256, (30, 4, 5)).astype(np.uint8)
-    file.add_stimulus(pynwb.image.ImageSeries("movie", data=movie, unit="n.a.", starting_time=1.0, rate=10.0))
-    times = [np.sort(rng.uniform(0, 5, 40)), np.array([1.05, 1.06, 3.99, 4.01])]
-    for unit, spike_times in zip((3, 9), times, strict=True):
-        file.add_unit(spike_times=spike_times, id=unit)
-    file.add_trial(start_time=1.0, stop_time=2.0)
-    file.add_trial(start_time=2.5, stop_time=4.0)
-    module = file.create_processing_module("behavior", "behaviour")
-    module.add(pynwb.TimeSeries("running", data=np.arange(50.0), unit="cm/s", starting_time=0.0, rate=10.0))
-    gaze = pynwb.behavior.SpatialSeries(
-        "gaze", data=rng.random((12, 2)), timestamps=np.linspace(1, 3.6, 12), reference_frame="screen"
-    )
-    module.add(pynwb.behavior.EyeTracking(spatial_series=gaze, name="eye"))
-    with pynwb.NWBHDF5IO(tmp_path / "ada_5.nwb", "w") as out:
-        out.write(file)
-
-    session = read_nwb(tmp_path / "ada_5.nwb")
-    assert (session.name, session.subject, session.bin_rate) == ("ada_5", "ada", pytest.approx(10))
-    np.testing.assert_array_equal(session.stimulus, movie)
-    edges = 1 + np.arange(31) / 10
-    for unit in range(2):
-        np.testing.assert_array_equal(session.spikes[:, unit], np.histogram(times[unit], edges)[0])
-    assert session.unit_ids.tolist() == [3, 9]
-    assert session.trial.tolist() == [0] * 10 + [-1] * 5 + [1] * 15
-    np.testing.assert_allclose(session.behavior["running"], 10 * (edges[:-1] + 0.05), rtol=1e-6)
-    assert session.behavior["eye_gaze"].shape == (30, 2)
-    assert session.valid.tolist() == ((edges[:-1] + 0.05) <= 3.6).tolist()
-    with pytest.raises(SessionError, match="no movie 'mvie'; did you mean 'movie'"):
-        read_nwb(tmp_path / "ada_5.nwb", stimulus="mvie")
+        read_session(tmp_path / "text.npz")
 
 
 def test_a_config_may_name_data_of_another_format(tmp_path):
@@ -115,14 +85,14 @@ def test_a_config_may_name_data_of_another_format(tmp_path):
     (tmp_path / "folder").mkdir()
     for key, value in arrays.items():
         np.save(tmp_path / "folder" / f"{key}.npy", value)
-    read_arrays(tmp_path / "a_1.npz", name="a_1").save(tmp_path / "native" / "a_1.safetensors")
+    read_session(tmp_path / "a_1.npz", name="a_1").save(tmp_path / "native" / "a_1.safetensors")
     found = []
     for path in ("a_1.npz", "folder", "native"):
         config = DatasetConfig.model_validate({"session": "a_1", "path": str(tmp_path / path), "train_val_split": 0.5})
         assert outline([config])[0].frame_shape == (1, 6, 6)
         found.append(prepare_session(config, cache_dir=tmp_path / "cache"))
         again = prepare_session(config, cache_dir=tmp_path / "cache")
-        np.testing.assert_array_equal(again.spikes, arrays["spikes"])
+        np.testing.assert_array_equal(again.responses, arrays["spikes"])
     assert found[0].key == found[1].key == found[2].key
     assert len(list((tmp_path / "cache").glob("*.session.safetensors"))) == 2
     (tmp_path / "empty").mkdir()

@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from neurotwin.data import simulate
 from neurotwin.data.session import Session
 from neurotwin.data.simulate import (
     BIN_RATE,
@@ -17,9 +16,12 @@ from neurotwin.data.simulate import (
     Units,
     draw_units,
     make_demo_sessions,
+    movies,
+    sessions,
     simulate_linear_session,
     simulate_session,
 )
+from neurotwin.data.simulate import units as units_module
 
 SHORT = {"backimage": 2, "gaborium": 3, "fixrsvp": 4}
 
@@ -60,7 +62,7 @@ def test_same_seed_same_bits_and_another_seed_others(session: Session) -> None:
     for key, value in arrays(session).items():
         assert value.dtype == again[key].dtype and value.tobytes() == again[key].tobytes(), key
     other = simulate_session("ada_demo1", n_trials=SHORT, seed=1)
-    for key in ("stimulus", "spikes", "true_rate"):
+    for key in ("stimulus", "responses", "true_rate"):
         assert not np.array_equal(getattr(session, key), getattr(other, key)), key
 
 
@@ -72,7 +74,7 @@ def test_nothing_touches_the_global_generator(session: Session) -> None:
 
 
 def test_spikes_are_poisson_given_the_rate(session: Session) -> None:
-    rate, spikes = session.true_rate.astype(float), session.spikes.astype(float)
+    rate, spikes = session.true_rate.astype(float), session.responses.astype(float)
     z = (spikes.sum(0) - rate.sum(0)) / np.sqrt(rate.sum(0))
     assert np.abs(z).max() < 4 and 0.5 < z.std() < 1.6
     # Where bins are grouped by their rate, counts have the rate's mean and variance; chi² has one degree a bin.
@@ -116,10 +118,10 @@ def test_repeats_show_the_same_frames_after_the_same_past(session: Session) -> N
     length = session.repeat_id.max() + 1
     starts = np.flatnonzero(session.repeat_id == 0)
     assert len(starts) == SHORT["fixrsvp"] and (session.stimulus_type[session.repeat_id >= 0] == "fixrsvp").all()
-    gap = simulate._GAP_BINS
+    gap = sessions._GAP_BINS
     clips = np.stack([session.stimulus[start - gap : start + length] for start in starts])
     assert (clips == clips[0]).all() and (clips[0, :gap] == 127).all() and clips[0, gap:].std() > 10
-    assert gap / BIN_RATE >= simulate._KERNEL_S
+    assert gap / BIN_RATE >= units_module._KERNEL_S
     drive = draw_units("ada_demo1").drive(session.stimulus)
     drives = np.stack([drive[start : start + length] for start in starts])
     np.testing.assert_allclose(drives, np.broadcast_to(drives[0], drives.shape), atol=1e-5)
@@ -225,7 +227,7 @@ def test_spike_triggered_average_of_gabors_finds_a_simple_unit() -> None:
     unit = int(np.argmax((1 - units.complexity) * units.amplitude))
     filters = units.filters()[unit]
     contrast = session.stimulus.astype(np.float32) - 127
-    counts = session.spikes[:, unit] - session.spikes[:, unit].mean(dtype=np.float32)
+    counts = session.responses[:, unit] - session.responses[:, unit].mean(dtype=np.float32)
     average = np.stack(
         [np.tensordot(counts[ago:], contrast[: len(contrast) - ago], axes=1) for ago in range(filters.shape[0])][::-1]
     )
@@ -237,7 +239,7 @@ def test_spike_triggered_average_of_gabors_finds_a_simple_unit() -> None:
 def test_spike_triggered_average_of_noise_is_the_linear_filter() -> None:
     session, filters = simulate_linear_session()
     length, contrast = filters.shape[1], session.stimulus.astype(np.float32) - 127
-    counts = session.spikes - session.spikes.mean(0, dtype=np.float32)
+    counts = session.responses - session.responses.mean(0, dtype=np.float32)
     average = np.stack([np.tensordot(counts[ago:].T, contrast[: len(contrast) - ago], axes=1) for ago in range(length)])
     for unit in range(len(filters)):
         assert np.corrcoef(average[::-1, unit].ravel(), filters[unit].ravel())[0, 1] > 0.9
@@ -247,13 +249,13 @@ def test_save_and_load(session: Session, tmp_path) -> None:
     loaded = Session.load(session.save(tmp_path / "ada_demo1.safetensors"))
     for key, value in arrays(session).items():
         assert np.array_equal(value, arrays(loaded)[key]), key
-    assert (loaded.name, loaded.subject, loaded.info["pixels_per_degree"]) == ("ada_demo1", "ada", "28.0")
+    assert loaded == session and (loaded.name, loaded.subject, loaded.pixels_per_degree) == ("ada_demo1", "ada", 28.0)
 
 
 def test_make_demo_sessions_writes_only_what_is_absent(tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(simulate, "_N_TRIALS", {"backimage": 1, "gaborium": 0, "fixrsvp": 0})
+    monkeypatch.setattr(sessions, "_N_TRIALS", {"backimage": 1, "gaborium": 0, "fixrsvp": 0})
     folder = tmp_path / "new" / "demo"
-    with caplog.at_level(logging.INFO, logger=simulate.__name__):
+    with caplog.at_level(logging.INFO, logger=sessions.__name__):
         (first,) = make_demo_sessions(folder, ["bea_demo1"])
         assert "bea_demo1" in caplog.text and len(caplog.records) == 1
         stamp = first.stat().st_mtime_ns
@@ -272,8 +274,8 @@ def test_photographs_need_no_network(monkeypatch) -> None:
         raise AssertionError("a connection was attempted")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    simulate._photographs.cache_clear()
-    images = simulate._photographs()
+    movies.photographs.cache_clear()
+    images = movies.photographs()
     assert len(images) >= 8 and all(image.dtype == np.float32 and image.std() > 30 for image in images)
 
 

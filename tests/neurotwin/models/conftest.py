@@ -1,16 +1,138 @@
-"""Double precision throughout: what is equal is equal to rounding. Factories for what most tests need."""
+"""Double precision throughout: what is equal is equal to rounding. A small model of every component.
 
+A test with an argument `component` (or `behaving`) runs once for each of them (or of those that take behaviour); its
+value is the name, from which the fixture `build` makes a twin.
+"""
+
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from neurotwin.models.spec import SessionSpec
 from torch import Tensor
 
-from neurotwin.clip import Batch
-from neurotwin.models.spec import SessionSpec
+from neurotwin.config import ModelConfig
+from neurotwin.models import TwinModel
 from neurotwin.models.stages import Maps
-from neurotwin.models.twin import TwinModel
+
+TEMPORAL = {"type": "learnable_temporal", "params": {"kernel_size": 4, "num_channels": 3, "init_type": "random"}}
+RESNET = {
+    "type": "resnet",
+    "params": {
+        "channels": [4, 5],
+        "block_configs": [
+            {
+                "conv_params": {"kernel_size": [2, 5, 5], "padding": 2, "aa_signal": True, "use_weight_norm": True},
+                "norm_type": "rms",
+                "act_type": "splitrelu",
+            },
+            {
+                "conv_params": {"kernel_size": [2, 3, 3], "stride": [1, 2, 2]},
+                "norm_type": "batch",
+                "act_type": "bsoftplus",
+            },
+        ],
+    },
+}
+
+
+def block(kernel=(2, 3, 3), *, norm="none", act="tanh", pool=None) -> dict:
+    return {
+        "conv_params": {"kernel_size": kernel, "padding": [0, kernel[1] // 2, kernel[2] // 2]}, "norm_type": norm,
+        "act_type": act, "pool_params": pool or {}, "norm_params": {"num_groups": 2},
+    }  # fmt: skip
+
+
+def vanilla(**options) -> dict:
+    return {"convnet": {"type": "vanilla", "params": {"channels": [4], "block_configs": [block(**options)]}}}
+
+
+def part(name, kind, **params) -> dict:
+    return {name: {"type": kind, "params": params}}
+
+
+POOLS = (
+    {"type": "max", "stride": 2}, {"type": "avg", "stride": [2, 2, 2]}, {"type": "aablur", "stride": 2},
+    {"type": "adaptivemax", "output_size": [1, 3, 3]}, {"type": "adaptiveavg", "output_size": [1, 3, 3]},
+    {"type": "se_pool", "stride": 2, "r": 1}, {"type": "locatt"}, {"type": "learned", "stride": 2},
+)  # fmt: skip
+COMPONENTS = {
+    "resnet": {"frontend": TEMPORAL, "convnet": RESNET},
+    "densenet": {"convnet": {"type": "densenet", "params": {"channels": [3, 2], "block_configs": [block(), block()]}}},
+    "adapter": part("adapter", "adapter", grid_size=9) | vanilla(),
+    "affine adapter": part("adapter", "adapter", grid_size=9, transform="affine") | vanilla(),
+    "adapter as frontend": part("frontend", "adapter", grid_size=9),
+    "split_MP": part("frontend", "learnable_temporal", kernel_size=3, num_channels=2, split_MP=True, bias=True),
+    "temporal_basis": part("frontend", "temporal_basis", history_bins=8, num_cosine_funcs=3, batch_norm=True),
+    "da": part("frontend", "da", filter_length=6, learnable_params=True),
+    "conv": part("frontend", "conv", out_channels=3, conv_params={"kernel_size": 3}),
+    **{f"norm {kind}": vanilla(norm=kind) for kind in ("batch", "instance", "layer", "rms", "group", "grn")},
+    **{f"act {kind}": vanilla(act=kind) for kind in ("bsoftplus", "splitrelu", "square", "PReLU", "mish")},
+    **{f"pool {pool['type']}": vanilla(pool=pool) for pool in POOLS},
+    "concat": part("modulator", "concat", encoder_params={"dims": [4, 4]}) | vanilla(),
+    "film": part("modulator", "film") | vanilla(),
+    "modulating convgru": part("modulator", "convgru", hidden_dim=3) | vanilla() | {"lambda_pred": 0.5},
+    "behaviour only": {"initial_input_channels": 0} | part("modulator", "concat") | part("readout", "linear"),
+    **{kind: part("recurrent", kind, hidden_dim=3, n_layers=2) for kind in ("convgru", "convlstm")},
+    **{kind: part("recurrent", kind, hidden_dim=3, n_layers=2) | part("readout", "linear") for kind in ("gru", "lstm")},
+    **{
+        f"readout {kind}": part("readout", kind) | vanilla()
+        for kind in ("gaussian", "gaussianei", "linear", "factorized", "point", "attention")
+    },
+    "predicted points": part("readout", "point", predict_positions=True),
+    **{
+        f"shifter {kind}": part("shifter", "mlp", hidden_dims=[4]) | part("readout", kind) | vanilla()
+        for kind in ("gaussian", "gaussianei", "point")
+    },
+    "baseline": {"baseline": {"enabled": True}},
+    **{
+        f"likelihood {kind}": part("likelihood", kind) for kind in ("poisson", "negative_binomial", "gamma", "gaussian")
+    },
+    **{f"link {kind}": part("output_activation", kind) for kind in ("auto", "exp", "relu", "identity", "none")},
+    "link softplus": part("output_activation", "softplus", learned=True),
+    "history": {"model_type": "v1multi_history"}
+    | part("history_encoder", "mlp", num_lags=4, hidden_dims=[5], spectral_norm=True, bias=True),
+}
+"""Every component, in a small model of two sessions."""
+BEHAVING = (
+    "concat", "film", "modulating convgru", "behaviour only", "shifter gaussian", "shifter gaussianei", "shifter point",
+)  # fmt: skip
+"""Those that depend on behaviour."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test for each component that its arguments ask for."""
+    for argument, names in (("component", list(COMPONENTS)), ("behaving", BEHAVING)):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, names)
+
+
+@pytest.fixture
+def components() -> dict[str, dict[str, Any]]:
+    """The model config of each component, by name."""
+    return copy.deepcopy(COMPONENTS)
+
+
+@pytest.fixture
+def build(spec) -> Callable[..., TwinModel]:
+    """A twin of two sessions, from the name of a component or a config.
+
+    Its parameters are moved away from the start, where some have no gradient yet.
+    """
+
+    def make(config: str | dict[str, Any], **changes: Any) -> TwinModel:
+        specs = [spec(name, **changes) for name in ("ada_1", "bob_1")]
+        config = COMPONENTS[config] if isinstance(config, str) else config
+        twin = TwinModel(ModelConfig.model_validate(config), specs)
+        noise = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+        return twin
+
+    return make
 
 
 @pytest.fixture(autouse=True)
@@ -38,56 +160,3 @@ def maps() -> Callable[..., Maps]:
         return Maps(channels, height, width, bin_rate=100.0, **changes)
 
     return make
-
-
-@pytest.fixture
-def spec() -> Callable[..., SessionSpec]:
-    def make(name: str = "ada_1", **changes: Any) -> SessionSpec:
-        values: dict[str, Any] = {
-            "name": name, "subject": "ada", "unit_ids": (4, 7, 9), "frame_shape": (1, 14, 12), "bin_rate": 100.0,
-            "n_lags": 24, "behavior_dim": 2, "n_history": 5, "pixel_scale": (1 / 255, -127 / 255),
-        }  # fmt: skip
-        return SessionSpec(**values | changes)
-
-    return make
-
-
-@pytest.fixture
-def clips() -> Callable[..., Batch]:
-    """Clips of noise for a session of a model."""
-
-    def make(twin: TwinModel, session: int = 0, n_clips: int = 2, length: int = 4, context: int | None = None) -> Batch:
-        spec = twin.sessions[session]
-        frames = (twin.context if context is None else context) + length
-        n_units, (channels, *size) = len(spec.unit_ids), spec.frame_shape
-        return Batch(
-            session=session,
-            stimulus=torch.randint(0, 256, (n_clips, channels, frames, *size), dtype=torch.uint8),
-            behavior=torch.randn(n_clips, frames, spec.behavior_dim) if spec.behavior_dim else None,
-            spikes=torch.zeros(n_clips, length, n_units),
-            mask=torch.ones(n_clips, length, n_units, dtype=torch.bool),
-            bins=torch.arange(n_clips),
-            history=torch.rand(n_clips, length + spec.n_history, n_units).round() if spec.n_history else None,
-        )  # fmt: skip
-
-    return make
-
-
-@pytest.fixture
-def cut() -> Callable[[Batch, int, int, int], Batch]:
-    """The part of some clips that predicts bins `start` to `stop`, with `context` frames before them."""
-
-    def part(batch: Batch, start: int, stop: int, context: int) -> Batch:
-        offset = batch.stimulus.shape[2] - batch.length
-
-        def frames(x: Tensor | None, axis: int) -> Tensor | None:
-            return None if x is None else x.narrow(axis, offset + start - context, context + stop - start)
-
-        n_history = 0 if batch.history is None else batch.history.shape[1] - batch.length
-        return Batch(
-            session=batch.session, stimulus=frames(batch.stimulus, 2), behavior=frames(batch.behavior, 1),
-            spikes=batch.spikes[:, start:stop], mask=batch.mask[:, start:stop], bins=batch.bins + start,
-            history=None if batch.history is None else batch.history[:, start : stop + n_history],
-        )  # fmt: skip
-
-    return part

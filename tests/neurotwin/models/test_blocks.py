@@ -3,8 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from neurotwin.config import BlockConfig
-from neurotwin.models.blocks import Block
+from neurotwin.models.blocks import Block, BlockConfig
 
 
 def test_a_temporal_stride_spreads_the_taps_of_what_follows(maps, generator, rand):
@@ -45,8 +44,8 @@ def windowed_block(x, config, block):
     x = x.flip(2)[:, :, :: conv.stride[0]].flip(2).tanh()
     if pool.type == "none":
         return x
-    step, *stride = pool.stride
-    taps, *size = pool.kernel_size or pool.stride
+    step, *stride = pool.params.stride
+    taps, *size = pool.params.kernel_size or pool.params.stride
     function = {"max": F.max_pool3d, "avg": F.avg_pool3d}[pool.type]
     x = function(pad_time(x, taps - 1), (taps, *size), (1, *stride))
     return x.flip(2)[:, :, ::step].flip(2)

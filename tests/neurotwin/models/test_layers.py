@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neurotwin.config import ActParams, ConfigError, ConvParams, KernelParams
+from neurotwin.config import ConfigError
 from neurotwin.models import layers
-from neurotwin.models.layers import MLP, Activation, Conv, Kernel, taper
+from neurotwin.models.layers import MLP, Activation, ActParams, Conv, ConvParams, Kernel, KernelParams, taper
 
 
 @pytest.mark.parametrize("large", [False, True])

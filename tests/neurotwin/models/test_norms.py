@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neurotwin.config import ConfigError, NormParams
-from neurotwin.models.norms import BatchNorm, make_norm
+from neurotwin.config import ConfigError, define
+from neurotwin.models.norms import BatchNorm, NormParams
+from neurotwin.models.stages import Maps
+
+MAPS = Maps(4, 5, 5, bin_rate=100.0)
 
 
 @pytest.mark.parametrize(
@@ -22,17 +25,18 @@ from neurotwin.models.norms import BatchNorm, make_norm
     ],
 )
 def test_norms_are_of_each_frame(kind, reference, maps, rand):
-    norm = make_norm(kind, NormParams(num_groups=2), maps(4))
+    norm = define("norm", kind)(NormParams(num_groups=2), maps(4))
     x = 2 * rand(2, 4, 3, 9, 7) + 1
     expected = torch.stack([reference(x[:, :, t]) for t in range(3)], dim=2)
     torch.testing.assert_close(norm(x), expected)
     with torch.no_grad():
-        norm.weight.copy_(rand(4))
-    torch.testing.assert_close(norm(x), expected * norm.weight.view(4, 1, 1, 1))
+        norm.weight.copy_(rand(4)), norm.bias.copy_(rand(4) + 1)
+    per_channel = (4, 1, 1, 1)
+    torch.testing.assert_close(norm(x), expected * norm.weight.view(per_channel) + norm.bias.view(per_channel))
 
 
 def test_global_response_norm_by_loops(maps, rand):
-    norm = make_norm("grn", NormParams(), maps(4))
+    norm = define("norm", "grn")(NormParams(), maps(4))
     x = rand(2, 4, 2, 3, 3)
     torch.testing.assert_close(norm(x), x)
     with torch.no_grad():
@@ -49,7 +53,7 @@ def test_global_response_norm_by_loops(maps, rand):
 
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm_is_torchs(affine, rand):
-    ours, reference = BatchNorm(4, NormParams(affine=affine)), nn.BatchNorm3d(4, affine=affine)
+    ours, reference = BatchNorm(NormParams(affine=affine), MAPS), nn.BatchNorm3d(4, affine=affine)
     for seed in range(3):
         x = torch.randn(2, 4, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 + 100
         x.requires_grad_()
@@ -67,7 +71,7 @@ def test_batch_norm_is_torchs(affine, rand):
 
 
 def test_batch_norm_computes_statistics_in_single_precision_under_autocast(rand):
-    norm = BatchNorm(4, NormParams()).float()
+    norm = BatchNorm(NormParams(), MAPS).float()
     x = (rand(2, 4, 3, 5, 5) * 2 + 3).bfloat16().requires_grad_()
     y = norm(x)
     assert y.dtype == torch.bfloat16
@@ -81,7 +85,7 @@ def test_batch_norm_of_two_processes_is_that_of_one(tmp_path, rand):
     x, weight = rand(5, 2, 3, 4, 4), rand(5, 2, 3, 4, 4)
     torch.multiprocessing.spawn(half_a_batch, (str(tmp_path), x, weight), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    norm = BatchNorm(2, NormParams())
+    norm = BatchNorm(NormParams(), Maps(2, 4, 4, bin_rate=100.0))
     x.requires_grad_()
     y = norm(x)
     (y * weight).sum().backward()
@@ -96,7 +100,7 @@ def half_a_batch(rank: int, folder: str, x: torch.Tensor, weight: torch.Tensor) 
     torch.set_default_dtype(torch.float64)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     rows = slice(0, 3) if rank == 0 else slice(3, 5)
-    x, norm = x[rows].clone().requires_grad_(), BatchNorm(2, NormParams())
+    x, norm = x[rows].clone().requires_grad_(), BatchNorm(NormParams(), Maps(2, 4, 4, bin_rate=100.0))
     y = norm(x)
     (y * weight[rows]).sum().backward()
     kept = {"gradient": x.grad, "weight_gradient": norm.weight.grad, "running_var": norm.running_var}
@@ -113,4 +117,4 @@ def half_a_batch(rank: int, folder: str, x: torch.Tensor, weight: torch.Tensor) 
 )
 def test_impossible_norms_are_refused(kind, params, message, maps):
     with pytest.raises(ConfigError, match=message):
-        make_norm(kind, NormParams(**params), maps(4, 1, 1))
+        define("norm", kind)(NormParams(**params), maps(4, 1, 1))

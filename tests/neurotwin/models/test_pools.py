@@ -7,27 +7,32 @@ import scipy.signal
 import torch
 from torch.nn import functional as F
 
-from neurotwin.config import ConfigError, PoolParams
-from neurotwin.models.pools import make_pool
+from neurotwin.config import ConfigError, define
+from neurotwin.models.blocks import PoolPart
+from neurotwin.models.stages import Maps
+
+
+def make_pool(config: dict, inputs: Maps, *, generator: torch.Generator) -> torch.nn.Module:
+    """The pool of a block's `pool_params`."""
+    part = PoolPart.model_validate(config)
+    return define("pool", part.type)(part.params, inputs, generator=generator)
 
 
 def test_max_and_mean_pool_are_torchs(maps, generator, rand):
     x = rand(2, 3, 6, 9, 7)
     for kind, function in (("max", F.max_pool3d), ("avg", F.avg_pool3d)):
-        params = PoolParams(type=kind, kernel_size=[2, 3, 3], stride=[1, 2, 2], padding=[0, 1, 1])
+        params = {"type": kind, "kernel_size": [2, 3, 3], "stride": [1, 2, 2], "padding": [0, 1, 1]}
         pool = make_pool(params, maps(), generator=generator)
         torch.testing.assert_close(pool(x), function(x, (2, 3, 3), (1, 2, 2), (0, 1, 1)))
-        torch.testing.assert_close(
-            make_pool(PoolParams(type=kind), maps(), generator=generator)(x), function(x, (1, 2, 2))
-        )
+        torch.testing.assert_close(make_pool({"type": kind}, maps(), generator=generator)(x), function(x, (1, 2, 2)))
     for kind, function in (("adaptivemax", F.adaptive_max_pool3d), ("adaptiveavg", F.adaptive_avg_pool3d)):
-        pool = make_pool(PoolParams(type=kind, output_size=[1, 4, 2]), maps(), generator=generator)
+        pool = make_pool({"type": kind, "output_size": [1, 4, 2]}, maps(), generator=generator)
         torch.testing.assert_close(pool(x), function(x, (6, 4, 2)))
 
 
 @pytest.mark.parametrize("stride", [[1, 2, 2], [2, 3, 2]])
 def test_blur_pool_is_scipys_binomial_filter(stride, maps, generator, rand):
-    pool = make_pool(PoolParams(type="aablur", stride=stride), maps(1), generator=generator)
+    pool = make_pool({"type": "aablur", "stride": stride}, maps(1), generator=generator)
     x = rand(1, 1, 5, 9, 7)
     kernels = [
         np.array([1.0]) if s == 1 else {2: np.array([1, 2, 1]) / 4, 3: np.array([1, 4, 6, 4, 1]) / 16}[s]
@@ -46,7 +51,7 @@ def test_blur_pool_is_scipys_binomial_filter(stride, maps, generator, rand):
 @pytest.mark.parametrize("soft", [True, False])
 @pytest.mark.parametrize("blur", [True, False])
 def test_squeeze_excite_pool_by_loops(soft, blur, maps, generator, rand):
-    params = PoolParams(type="se_pool", stride=[1, 2, 3], use_soft=soft, use_blur=blur, r=2)
+    params = {"type": "se_pool", "stride": [1, 2, 3], "use_soft": soft, "use_blur": blur, "r": 2}
     pool = make_pool(params, maps(4), generator=generator)
     x = 3 * rand(2, 4, 1, 9, 7)
     y = pool(x)
@@ -69,7 +74,7 @@ def test_squeeze_excite_pool_by_loops(soft, blur, maps, generator, rand):
 
 
 def test_local_attention_by_loops(maps, generator, rand):
-    pool = make_pool(PoolParams(type="locatt", chan_window=3, spatial_kernel=3), maps(5), generator=generator)
+    pool = make_pool({"type": "locatt", "chan_window": 3, "spatial_kernel": 3}, maps(5), generator=generator)
     with torch.no_grad():
         pool.weight.copy_(rand(5, 1, 3, 3))
     x = rand(1, 5, 1, 4, 4)
@@ -97,4 +102,4 @@ def test_local_attention_by_loops(maps, generator, rand):
 )
 def test_impossible_pools_are_refused(params, message, maps, generator):
     with pytest.raises(ConfigError, match=message):
-        make_pool(PoolParams(**params), maps(), generator=generator)
+        make_pool(params, maps(), generator=generator)

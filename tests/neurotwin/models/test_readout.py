@@ -6,16 +6,8 @@ import scipy.ndimage
 import scipy.stats
 import torch
 
-from neurotwin.config import (
-    AttentionReadoutParams,
-    ConfigError,
-    FactorizedReadoutParams,
-    GaussianEIReadoutParams,
-    GaussianReadoutParams,
-    HistoryEncoderParams,
-    LinearReadoutParams,
-    PointReadoutParams,
-)
+from neurotwin.config import ConfigError
+from neurotwin.models.history import SpikeHistory
 from neurotwin.models.readout import (
     AttentionReadout,
     FactorizedReadout,
@@ -23,7 +15,6 @@ from neurotwin.models.readout import (
     GaussianReadout,
     LinearReadout,
     PointReadout,
-    SpikeHistory,
 )
 
 
@@ -41,13 +32,13 @@ def gaussian(mean, std, theta, height, width):
 
 
 def test_gaussian_readout_is_scipys_density(maps, generator):
-    readout = GaussianReadout(GaussianReadoutParams(initial_mean_scale=0.4), maps(), 5, generator=generator)
+    readout = GaussianReadout(GaussianReadout.Params(initial_mean_scale=0.4), maps(), 5, generator=generator)
     with torch.no_grad():
         readout.theta.copy_(rand(5)), readout.std.mul_(1 + rand(5, 2).abs()), readout.bias.copy_(rand(5))
     x = rand(2, 3, 4, 9, 7)
     y = readout(x)
     for u in range(5):
-        std = np.hypot(readout.std[u].tolist(), 1 / 7)
+        std = np.hypot(readout.std[u].tolist(), [1 / 7, 1 / 9])
         weights = gaussian(readout.mean[u].tolist(), std, readout.theta[u].item(), 9, 7)
         np.testing.assert_allclose(readout.weights()[u].detach(), weights, atol=1e-12)
         pooled = np.einsum("bcthw,hw->btc", x.numpy(), weights)
@@ -56,9 +47,9 @@ def test_gaussian_readout_is_scipys_density(maps, generator):
 
 
 def test_gaussian_starts_where_it_is_told(maps, generator):
-    params = GaussianReadoutParams(initial_std=0.5, initial_mean_scale=0.2)
+    params = GaussianReadout.Params(initial_std=0.5, initial_mean_scale=0.2)
     readout = GaussianReadout(params, maps(), 4000, generator=generator)
-    std = (readout.std.square() + readout.floor**2).sqrt()
+    std = (readout.std.square() + readout.floor_squared).sqrt()
     torch.testing.assert_close(std, torch.full((4000, 2), 0.5))
     np.testing.assert_allclose(readout.mean.detach().std(), 0.2, rtol=0.05)
     drive = readout.drive(torch.ones(1, 3, 1, 9, 7))
@@ -66,7 +57,7 @@ def test_gaussian_starts_where_it_is_told(maps, generator):
 
 
 def test_a_gaussian_of_no_width_still_learns_where_to_go(maps, generator):
-    readout = GaussianReadout(GaussianReadoutParams(initial_std=1e-6), maps(1), 1, generator=generator)
+    readout = GaussianReadout(GaussianReadout.Params(initial_std=1e-6), maps(1), 1, generator=generator)
     with torch.no_grad():
         readout.mean.zero_(), readout.features.fill_(1)
     x = torch.zeros(1, 1, 1, 9, 7)
@@ -76,20 +67,20 @@ def test_a_gaussian_of_no_width_still_learns_where_to_go(maps, generator):
 
 
 def test_gaussian_on_a_single_pixel_is_its_features(maps, generator):
-    readout = GaussianReadout(GaussianReadoutParams(bias=False), maps(3, 1, 1), 2, generator=generator)
+    readout = GaussianReadout(GaussianReadout.Params(bias=False), maps(3, 1, 1), 2, generator=generator)
     x = rand(2, 3, 4, 1, 1)
     torch.testing.assert_close(readout(x), torch.einsum("bct,uc->btu", x[..., 0, 0], readout.features))
 
 
 def test_excitation_minus_inhibition(maps, generator):
-    readout = GaussianEIReadout(GaussianEIReadoutParams(), maps(), 4, generator=generator)
+    readout = GaussianEIReadout(GaussianEIReadout.Params(), maps(), 4, generator=generator)
     with torch.no_grad():
         readout.mean.add_(rand(2, 4, 2) / 4), readout.features.copy_(rand(2, 4, 3))
     x = rand(2, 3, 5, 9, 7)
     expected = 0
     for sign, index in ((1, 0), (-1, 1)):
         for u in range(4):
-            std = np.hypot(readout.std[index, u].tolist(), 1 / 7)
+            std = np.hypot(readout.std[index, u].tolist(), [1 / 7, 1 / 9])
             weights = torch.as_tensor(gaussian(readout.mean[index, u].tolist(), std, 0.0, 9, 7))
             drive = torch.einsum("bcthw,hw,c->bt", x, weights, readout.features[index, u].abs())
             expected = expected + sign * torch.nn.functional.one_hot(torch.tensor(u), 4) * drive[..., None]
@@ -97,13 +88,13 @@ def test_excitation_minus_inhibition(maps, generator):
 
 
 def test_linear_readout(maps, generator):
-    readout, x = LinearReadout(LinearReadoutParams(), maps(), 4, generator=generator), rand(2, 3, 5, 9, 7)
+    readout, x = LinearReadout(LinearReadout.Params(), maps(), 4, generator=generator), rand(2, 3, 5, 9, 7)
     torch.testing.assert_close(readout(x), torch.einsum("bcthw,uchw->btu", x, readout.features))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_factorized_readout(normalize, maps, generator):
-    params = FactorizedReadoutParams(normalize=normalize)
+    params = FactorizedReadout.Params(normalize=normalize)
     readout, x = FactorizedReadout(params, maps(), 4, generator=generator), rand(2, 3, 5, 9, 7)
     mask = readout.mask.detach().numpy()
     if normalize:
@@ -114,7 +105,7 @@ def test_factorized_readout(normalize, maps, generator):
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal", "isotropic"])
 def test_point_readout_interpolates(covariance, maps, generator):
-    params = PointReadoutParams(covariance=covariance, initial_mean_scale=0.3)
+    params = PointReadout.Params(covariance=covariance, initial_mean_scale=0.3)
     readout, x = PointReadout(params, maps(), 6, generator=generator).eval(), rand(2, 3, 4, 9, 7)
     with torch.no_grad():
         readout.mean[0] = torch.tensor([1.4, -2.0])  # outside of the map its edge counts
@@ -131,7 +122,7 @@ def test_point_readout_interpolates(covariance, maps, generator):
 )
 def test_sampled_points_have_the_covariance_asked_for(covariance, std, maps, generator):
     """Features that are the coordinates themselves read the sampled points out."""
-    params = PointReadoutParams(covariance=covariance, initial_mean_scale=0.0)
+    params = PointReadout.Params(covariance=covariance, initial_mean_scale=0.0)
     readout = PointReadout(params, maps(2, 20, 20), 2, generator=generator)
     ramp = (2 * torch.arange(20) + 1) / 20 - 1
     x = torch.stack([ramp.expand(20, 20), ramp[:, None].expand(20, 20)])[None, :, None].expand(20000, -1, -1, -1, -1)
@@ -146,7 +137,7 @@ def test_sampled_points_have_the_covariance_asked_for(covariance, std, maps, gen
 
 
 def test_points_from_the_coordinates_of_units(maps, generator):
-    params, positions = PointReadoutParams(predict_positions=True), rand(6, 3) * 100
+    params, positions = PointReadout.Params(predict_positions=True), rand(6, 3) * 100
     readout = PointReadout(params, maps(), 6, positions=positions, generator=generator)
     assert "mean" not in dict(readout.named_parameters())
     assert readout.points().abs().max() < 1
@@ -157,7 +148,7 @@ def test_points_from_the_coordinates_of_units(maps, generator):
 
 
 def test_attention_readout_by_loops(maps, generator):
-    params = AttentionReadoutParams(num_heads=2, key_dim=5)
+    params = AttentionReadout.Params(num_heads=2, key_dim=5)
     readout, x = AttentionReadout(params, maps(3, 3, 2), 4, generator=generator), rand(2, 3, 2, 3, 2)
     y = readout(x)
     for b, t, u in np.ndindex(2, 2, 4):
@@ -172,7 +163,7 @@ def test_attention_readout_by_loops(maps, generator):
 
 
 def test_history_is_a_perceptron_over_the_last_counts(generator):
-    params = HistoryEncoderParams(num_lags=3, hidden_dims=[6], act_type="tanh", bias=True)
+    params = SpikeHistory.Params(num_lags=3, hidden_dims=[6], act_type="tanh", bias=True)
     encoder, counts = SpikeHistory(params, 2, generator=generator), rand(2, 7, 2).abs()
     y = encoder(counts)
     assert y.shape == (2, 5, 2)
@@ -185,7 +176,7 @@ def test_history_is_a_perceptron_over_the_last_counts(generator):
 
 
 def test_spectral_norm_bounds_the_gain(generator):
-    params = HistoryEncoderParams(num_lags=4, hidden_dims=[5], act_type="none", spectral_norm=True)
+    params = SpikeHistory.Params(num_lags=4, hidden_dims=[5], act_type="none", spectral_norm=True)
     encoder = SpikeHistory(params, 3, generator=generator)
     x = rand(200, 4, 3)
     with torch.no_grad():

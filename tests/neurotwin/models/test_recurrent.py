@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neurotwin.config import ConvRecurrentParams, RecurrentParams
 from neurotwin.models.recurrent import ConvGRU, ConvGRULayer, ConvLSTM, ConvLSTMLayer, PooledGRU, PooledLSTM
 
 
@@ -64,13 +63,11 @@ def test_forget_gate_starts_open(generator):
 
 @pytest.mark.parametrize("kind", [ConvGRU, ConvLSTM, PooledGRU, PooledLSTM])
 def test_state_carries_over(kind, maps, generator):
-    params = {"hidden_dim": 4, "n_layers": 2}
-    params = ConvRecurrentParams(**params) if issubclass(kind, ConvGRU) else RecurrentParams(**params)
-    stage, x = kind(params, maps(), generator=generator), rand(2, 3, 7, 9, 7)
+    stage, x = kind(kind.Params(hidden_dim=4, n_layers=2), maps(), generator=generator), rand(2, 3, 7, 9, 7)
     whole, last = stage(x)
     parts, state = [], None
     for start, stop in ((0, 1), (1, 4), (4, 7)):
-        part, state = stage(x[:, :, start:stop], state)
+        part, state = stage(x[:, :, start:stop], None, state)
         parts.append(part)
     torch.testing.assert_close(torch.cat(parts, dim=2), whole)
     torch.testing.assert_close(state, last)
@@ -78,6 +75,6 @@ def test_state_carries_over(kind, maps, generator):
 
 
 def test_pooled_network_sees_the_mean_over_pixels(maps, generator):
-    stage, x = PooledGRU(RecurrentParams(hidden_dim=4), maps(), generator=generator), rand(2, 3, 5, 9, 7)
+    stage, x = PooledGRU(PooledGRU.Params(hidden_dim=4), maps(), generator=generator), rand(2, 3, 5, 9, 7)
     expected, _ = stage.network(x.mean(dim=(3, 4)).transpose(1, 2))
     torch.testing.assert_close(stage(x)[0][..., 0, 0], expected.transpose(1, 2))

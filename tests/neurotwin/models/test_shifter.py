@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from neurotwin.config import ConfigError, ModelConfig, ShifterParams
+from neurotwin.config import ConfigError, ModelConfig
 from neurotwin.models.readout import GaussianEIReadout, GaussianReadout, PointReadout
 from neurotwin.models.shifter import Shifter
 from neurotwin.models.twin import TwinModel
@@ -31,7 +31,7 @@ def test_a_shift_moves_the_means_in_its_own_frame(kind, maps, generator):
 
 def test_a_shifter_is_a_bounded_perceptron_per_session(generator):
     """tanh(W₂ tanh(W₁ g + b₁)), of the named variables alone."""
-    params = ShifterParams(source="gaze", hidden_dims=(5,), max_shift=0.5)
+    params = Shifter.Params(source="gaze", hidden_dims=(5,), max_shift=0.5)
     shifter = Shifter(params, 4, ("pupil", "gaze", "speed", "gaze"), generator=generator)
     behavior = torch.randn(2, 6, 4, generator=generator)
     assert not shifter(behavior).any(), "nothing is shifted at the start"
@@ -44,12 +44,12 @@ def test_a_shifter_is_a_bounded_perceptron_per_session(generator):
 
 
 def test_without_source_all_behaviour_is_gaze(generator):
-    assert Shifter(ShifterParams(), 3, generator=generator).columns.tolist() == [0, 1, 2]
+    assert Shifter(Shifter.Params(), 3, generator=generator).columns.tolist() == [0, 1, 2]
 
 
 def test_a_source_that_is_not_there_is_named(generator):
     with pytest.raises(ConfigError, match=r"no transform 'gaez' is exposed as behavior; did you mean 'gaze'\?"):
-        Shifter(ShifterParams(source=["gaez"]), 2, ("gaze", "gaze"), generator=generator)
+        Shifter(Shifter.Params(source=["gaez"]), 2, ("gaze", "gaze"), generator=generator)
 
 
 @pytest.mark.parametrize("readout", ["gaussian", "point"])
@@ -65,9 +65,9 @@ def test_a_known_shift_is_recovered(readout, spec):
     truth, fitted = (TwinModel(ModelConfig(**config), [session]) for _ in range(2))
     matrix = torch.tensor([[0.3, -0.1], [0.0, -0.25]])
     with torch.no_grad():
-        truth.shifters[0].head.weight.copy_(matrix)
-        truth.readouts[0].features.fill_(2.0)
-        fitted.readouts[0].features.fill_(1.0)
+        truth.per_session[0].shifter.head.weight.copy_(matrix)
+        truth.per_session[0].readout.features.fill_(2.0)
+        fitted.per_session[0].readout.features.fill_(1.0)
     # Pictures of low spatial frequency: neighbouring positions see alike, so that a gradient can find its way.
     kernel = torch.exp(-0.5 * ((torch.arange(9) - 4.0) / 1.5) ** 2)
     noise = torch.randn(1, 1, 800, 18, 18, generator=draw)
@@ -75,7 +75,7 @@ def test_a_known_shift_is_recovered(readout, spec):
     frames, gaze = smooth / smooth.std(), torch.randn(1, 800, 2, generator=draw).clamp(-2, 2)
 
     def rates(twin: TwinModel) -> torch.Tensor:
-        return twin.readouts[0](frames, twin.shifters[0](gaze)).exp()
+        return twin.per_session[0].readout(frames, twin.per_session[0].shifter(gaze)).exp()
 
     twin_rates = rates(truth.eval()).detach()
     spikes = torch.poisson(twin_rates, generator=draw)
@@ -86,6 +86,8 @@ def test_a_known_shift_is_recovered(readout, spec):
         nn.functional.poisson_nll_loss(rates(fitted), spikes, log_input=False).backward()
         optimizer.step()
     # A constant part is the readout's own positions.
-    found, put_in = (shift - shift.mean(dim=1) for shift in (twin.shifters[0](gaze) for twin in (fitted, truth)))
+    found, put_in = (
+        shift - shift.mean(dim=1) for shift in (twin.per_session[0].shifter(gaze) for twin in (fitted, truth))
+    )
     assert put_in.abs().mean() > 0.15
     assert (found - put_in).abs().mean() < 0.03, "half a map is 1"
