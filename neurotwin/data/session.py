@@ -354,7 +354,9 @@ class Session:
                 require(bool(np.isfinite(part).all()), f"{key} holds NaN or infinite values")
         if self.scene is not None:
             index = whole_numbers(self.scene, "scene")
-            require(bool((index < len(self.scenes)).all()), f"scene names pictures beyond the {len(self.scenes)} scenes")
+            require(
+                bool((index < len(self.scenes)).all()), f"scene names pictures beyond the {len(self.scenes)} scenes"
+            )
         for picture in self.scenes:
             require(
                 np.ndim(picture) == 2 and np.asarray(picture).dtype == np.uint8, "scenes are pictures (H, W), uint8"

@@ -68,7 +68,7 @@ class Events(Experiment):
             averages: dict[str, np.ndarray] = {}
             for name, values in rates.items():
                 cut = np.where(usable[kept][..., None], values[windows[kept]], np.nan) * data.spec.bin_rate
-                averages[name] = np.nanmean(cut, axis=0)
+                averages[name] = _mean(cut)
                 if name == "data":
                     band = _band(cut, rng, self.n_bootstraps, self.confidence)
                 result.arrays[f"{name}.{data.name}"] = averages[name]
@@ -89,10 +89,8 @@ class Events(Experiment):
         if self.kind == "onsets":
             return np.unique(data.run_start)
         session = open_session(data.spec.config)
-        if self.kind == "file":
-            bins = _bins_of_times(self._times(data.name), session)
-        else:
-            bins = self._saccades(session)
+        from_file = self.kind == "file"
+        bins = _bins_of_times(self._times(data.name), session) if from_file else self._saccades(session)
         grid = modelled_bins(session, data.spec.config)
         order = np.argsort(grid.first, kind="stable")  # types may stand in another order than they were recorded
         first = grid.first[order]
@@ -108,7 +106,9 @@ class Events(Experiment):
             )
         gaze = np.asarray(session.behavior[self.signal])
         if gaze.ndim != 2 or gaze.shape[1] != 2:
-            raise ExperimentError(f"session {session.name}: {self.signal} has shape {gaze.shape}; eye position is (T, 2)")
+            raise ExperimentError(
+                f"session {session.name}: {self.signal} has shape {gaze.shape}; eye position is (T, 2)"
+            )
         tracked = np.asarray(session.valid) & (np.asarray(session.trial) >= 0)
         return find_saccades(gaze, session.bin_rate, threshold=self.threshold, valid=tracked)[:, 0]
 
@@ -119,7 +119,9 @@ class Events(Experiment):
                 rows = list(csv.DictReader(file))
             return np.array([float(row["time"]) for row in rows if row["session"] == name])
         except (OSError, KeyError, ValueError) as error:
-            raise ExperimentError(f"option file: {path} is no CSV with the columns session and time ({error})") from None
+            raise ExperimentError(
+                f"option file: {path} is no CSV with the columns session and time ({error})"
+            ) from None
 
     def _windows(self, data: Prepared, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bins around each event, (N, L), -1 outside of its trial; and the lags, bins."""
@@ -151,17 +153,29 @@ def _band(cut: np.ndarray, rng: np.random.Generator, draws: int, confidence: flo
     return np.stack([low, high])
 
 
+def _mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean of what is not NaN; NaN where nothing is."""
+    number = (~np.isnan(values)).sum(axis=axis)
+    return np.where(number > 0, np.nansum(values, axis=axis) / np.maximum(number, 1), np.nan)
+
+
 def _figures(averages: Mapping[str, np.ndarray], band: np.ndarray) -> dict[str, np.ndarray]:
     low, high = band
+    known = ~np.isnan(averages["data"]) & ~np.isnan(averages["twin"])  # lags that some event reaches
+    columns: dict[str, np.ndarray] = {}
     with np.errstate(invalid="ignore", divide="ignore"):
-        columns = {
-            f"modulation_{name}": (np.nanmax(values, axis=0) - np.nanmin(values, axis=0)) / np.nanmean(values, axis=0)
-            for name, values in averages.items()
-        }
+        centred = {}
+        for name, values in averages.items():
+            values = np.where(known, values, np.nan)
+            mean = _mean(values)
+            span = np.where(known, values, -np.inf).max(axis=0) - np.where(known, values, np.inf).min(axis=0)
+            columns[f"modulation_{name}"] = np.where(known.any(axis=0), span / mean, np.nan)
+            centred[name] = np.nan_to_num(values - mean)
         for name in ("twin", "without_behavior"):
-            a, b = (values - np.nanmean(values, axis=0) for values in (averages["data"], averages[name]))
-            columns[f"r_{name}"] = np.nansum(a * b, axis=0) / np.sqrt(np.nansum(a**2, 0) * np.nansum(b**2, 0))
-            columns[f"inside_{name}"] = ((averages[name] >= low) & (averages[name] <= high)).mean(axis=0)
+            a, b = centred["data"], centred[name]
+            columns[f"r_{name}"] = (a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+            inside = (averages[name] >= low) & (averages[name] <= high)
+            columns[f"inside_{name}"] = (inside & known).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return columns
 
 
@@ -172,11 +186,11 @@ def _figure(averages: Mapping[str, np.ndarray], seconds: np.ndarray, name: str):
         figure = Figure(figsize=(4.6, 3.2), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
-        scale = np.nanmean(averages["data"], axis=0)
+        scale = _mean(averages["data"])
         scale = np.where(scale > 0, scale, np.nan)
         colors = {"data": "#555555", "twin": "#d55e00", "without_behavior": "#0072b2"}
         for kind, values in averages.items():
-            axes.plot(seconds * 1000, np.nanmean(values / scale, axis=1), color=colors[kind], label=kind.replace("_", " "))
+            axes.plot(seconds * 1000, _mean(values / scale, axis=1), color=colors[kind], label=kind.replace("_", " "))
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.set(xlabel="time from event (ms)", ylabel="rate over its mean", title=name)
         axes.legend(frameon=False, fontsize=8)

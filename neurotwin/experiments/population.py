@@ -78,7 +78,7 @@ class Population(Experiment):
 
 
 def _weights(readout: torch.nn.Module, n_features: int) -> np.ndarray | None:
-    """Feature weights (U, C) of a readout; parts (excitatory and inhibitory, heads) are taken together with their sign."""
+    """Feature weights (U, C) of a readout; excitatory and inhibitory parts, or heads, are added with their sign."""
     features = getattr(readout, "features", None)
     if features is None:
         return None

@@ -8,7 +8,8 @@ __all__ = ["eye_velocity", "find_saccades"]
 def eye_velocity(gaze: np.ndarray, bin_rate: float) -> np.ndarray:
     """Velocity (T, 2) of eye position (T, 2), in its units a second: a moving average over five samples.
 
-    v(t) = [x(t+2) + x(t+1) − x(t−1) − x(t−2)] / (6 Δt); at the ends the nearest samples stand in (Engbert & Kliegl 2003).
+    v(t) = [x(t+2) + x(t+1) − x(t−1) − x(t−2)] / (6 Δt), where at the ends the nearest samples stand in (Engbert &
+    Kliegl 2003).
     """
     padded = np.concatenate([gaze[:1], gaze[:1], gaze, gaze[-1:], gaze[-1:]])
     return (padded[4:] + padded[3:-1] - padded[1:-3] - padded[:-4]) * bin_rate / 6
