@@ -32,9 +32,10 @@ class Counterfactual(Experiment):
     """Responses to what the retina would have seen had the gaze been another, scored like the real ones.
 
     The session must carry the pictures behind its stimulus (`scenes`, `scene`, `scene_offset`), the eye position and
-    its pixels per degree. The window is cut from the picture again at every bin, with the gaze changed: held at the trial's
-    centroid (`stabilised`) or the session's (`stabilised_session`), its deviation from the trial's centroid multiplied
-    by `factor` (`scaled`), or with every saccade's displacement taken out (`without_saccades`), so that drift is left.
+    its pixels per degree. The window is cut from the picture again at every bin, with the gaze changed: held at the
+    centroid of the trial (`stabilised`) or of the session (`stabilised_session`), its deviation from the trial's
+    centroid multiplied by `factor` (`scaled`), or with every saccade's displacement taken out (`without_saccades`), so
+    that drift is left.
     Behaviour stays as it was. Each change is scored against what was really recorded: where the eye's movements drive a
     unit through its receptive field, the score falls.
     """
