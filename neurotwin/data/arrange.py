@@ -19,7 +19,7 @@ from .session import SPLITS, Session, SessionError, frame_shape
 from .spec import SessionSpec
 from .split import split_bins
 
-__all__ = ["arrange", "outline_session", "recorded_bins", "resolved"]
+__all__ = ["Grid", "arrange", "modelled_bins", "outline_session", "recorded_bins", "resolved"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def arrange(
     """
     config = resolved(session, config)
     columns, scale = _unit_columns(session, config), pixel_scale(config)
-    grid = _grid(session, config)
+    grid = modelled_bins(session, config)
     arrays = _masked(session, config, grid, columns, trains=fitted is None)
     train = (arrays["n_valid"] > 0) & (arrays["split"] == SPLITS.index("train"))
     exposed, fitted, names = _transformed(session, config, grid, train, scale, fitted)
@@ -193,8 +193,20 @@ def _resampling(session: Session, config: DatasetConfig) -> tuple[int, float]:
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """Modelled bins: each groups `factor` recorded bins from `first` on; runs are stretches of modelled bins."""
+class Grid:
+    """Modelled bins, each a group of recorded ones.
+
+    Attributes
+    ----------
+    first
+        (T,) first recorded bin of each.
+    factor
+        Recorded bins in each.
+    bin_rate
+        Modelled bins a second, Hz.
+    runs
+        (N, 2): first and one past the last modelled bin of each run.
+    """
 
     first: np.ndarray
     factor: int
@@ -203,27 +215,32 @@ class _Grid:
 
     @property
     def n_bins(self) -> int:
+        """Number of modelled bins, T."""
         return len(self.first)
 
     @property
     def groups(self) -> np.ndarray:
+        """(T, factor) recorded bins of each."""
         return self.first[:, None] + np.arange(self.factor)
 
     def at_last(self, array: np.ndarray) -> np.ndarray:
+        """The value in the last recorded bin of each."""
         return array[self.first + self.factor - 1]
 
     def summed(self, array: np.ndarray) -> np.ndarray:
+        """The sum over the recorded bins of each."""
         array = np.asarray(array)
         return array[self.groups].sum(axis=1) if self.factor > 1 else array[self.first]
 
     def averaged(self, array: np.ndarray) -> np.ndarray:
+        """The mean over the recorded bins of each."""
         array = np.asarray(array)
         if self.factor == 1:
             return array[self.first]
         return array[self.groups].mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-def _grid(session: Session, config: DatasetConfig) -> _Grid:
+def modelled_bins(session: Session, config: DatasetConfig) -> Grid:
     """Modelled bins are counted from each run's start; a rest that fills none is left out."""
     factor, bin_rate = _resampling(session, config)
     names, types = _types(session, config)
@@ -242,7 +259,7 @@ def _grid(session: Session, config: DatasetConfig) -> _Grid:
     if not starts:
         raise SessionError(f"session {config.session!r}: no bin of the types {types} lies in a trial")
     stops = np.cumsum(lengths)
-    return _Grid(np.concatenate(starts), factor, bin_rate, np.stack([stops - lengths, stops], axis=1))
+    return Grid(np.concatenate(starts), factor, bin_rate, np.stack([stops - lengths, stops], axis=1))
 
 
 def _types(session: Session, config: DatasetConfig) -> tuple[list[str], list[str]]:
@@ -256,7 +273,7 @@ def _types(session: Session, config: DatasetConfig) -> tuple[list[str], list[str
 
 
 def _masked(
-    session: Session, config: DatasetConfig, grid: _Grid, columns: np.ndarray, *, trains: bool
+    session: Session, config: DatasetConfig, grid: Grid, columns: np.ndarray, *, trains: bool
 ) -> dict[str, np.ndarray]:
     """Which responses are valid, and which split each bin belongs to; a bin whose parts disagree is not used."""
     valid, labels = session.valid[grid.groups].all(axis=1), None
@@ -275,7 +292,7 @@ def _masked(
 def _transformed(
     session: Session,
     config: DatasetConfig,
-    grid: _Grid,
+    grid: Grid,
     train: np.ndarray,
     scale: tuple[float, float] | None,
     fitted: Mapping[str, Any] | None,
