@@ -12,12 +12,6 @@ from skimage.color import rgb2gray
 from skimage.data import chelsea
 from torch import Tensor
 
-from neurotwin.config import (
-    AdapterParams,
-    DynamicalAdaptationParams,
-    LearnableTemporalParams,
-    TemporalBasisParams,
-)
 from neurotwin.models.frontend import (
     Adapter,
     DynamicalAdaptation,
@@ -45,7 +39,7 @@ def temporal_basis() -> Figure:
         },
     }  # fmt: skip
     for panel, (title, changes) in zip(axes, shown.items(), strict=True):
-        params = TemporalBasisParams(history_bins=32, bin_size_ms=BIN_MS, **changes)
+        params = TemporalBasis.Params(history_bins=32, bin_size_ms=BIN_MS, **changes)
         basis = TemporalBasis(params, Maps(1, 1, 1, bin_rate=120.0)).basis[0].flip(1)
         for index, function in enumerate(basis):
             panel.plot(BIN_MS * np.arange(32), function, color=COLORS[index % 7], marker=".", markersize=3)
@@ -55,7 +49,7 @@ def temporal_basis() -> Figure:
 
 def dynamical_adaptation() -> Figure:
     """Filters, flashes on three backgrounds, a step up and down, and the steady state."""
-    params = DynamicalAdaptationParams(tau_y_ms=8, tau_z_ms=40, filter_length=60, beta=4.0)
+    params = DynamicalAdaptation.Params(tau_y_ms=8, tau_z_ms=40, filter_length=60, beta=4.0)
     cone = DynamicalAdaptation(params, Maps(1, 1, 1, bin_rate=240.0))
     time = np.arange(60) * 1000 / 240
     figure, axes = panels(4)
@@ -88,9 +82,9 @@ def dynamical_adaptation() -> Figure:
 def magno_parvo() -> Figure:
     """A photograph, its two parts, and what passes to each."""
     photograph = torch.tensor(rgb2gray(chelsea()[60:188:2, 150:278:2]), dtype=torch.float32)
-    params = LearnableTemporalParams(kernel_size=1, num_channels=1, init_type="identity", split_MP=True)
+    params = LearnableTemporal.Params(kernel_size=1, num_channels=1, init_type="identity", split_MP=True)
     split = LearnableTemporal(params, Maps(1, 64, 64, bin_rate=120.0), generator=torch.Generator())
-    magno, parvo = split(photograph[None, None, None])[0, :, 0].detach()
+    magno, parvo = split(photograph[None, None, None])[0][0, :, 0].detach()
     figure, axes = panels(4)
     for panel, image, title in zip(axes, (photograph, magno, parvo), ("frame", "low-pass", "residual"), strict=False):
         panel.imshow(np.asarray(image), cmap="gray")
@@ -121,7 +115,7 @@ def starts() -> Figure:
 def adapter() -> Figure:
     """A grating that the grid cannot represent, sampled with and without blur; the blur that the grid needs."""
     size, grid = 64, 20
-    bare, blurred = (Adapter(AdapterParams(grid_size=grid, init_sigma=0.05), Maps(1, size, size, 120.0)) for _ in "ab")
+    bare, blurred = (Adapter(Adapter.Params(grid_size=grid, init_sigma=0.05), Maps(1, size, size, 120.0)) for _ in "ab")
     bare.sigma = lambda: torch.full((2,), 0.05)
     columns = torch.arange(size) + 0.5
     rows = columns[:, None]
@@ -164,20 +158,20 @@ def panels(number: int, xlabel: str = "", ylabel: str = "") -> tuple[Figure, lis
 def seen(stage: torch.nn.Module, light: Tensor) -> Tensor:
     """Response of a stage to the light on one pixel."""
     with torch.no_grad():
-        return stage(light.float().view(1, 1, -1, 1, 1)).flatten()
+        return stage(light.float().view(1, 1, -1, 1, 1))[0].flatten()
 
 
 def through(stage: torch.nn.Module, frame: Tensor) -> Tensor:
     """One frame through a stage of one channel."""
     with torch.no_grad():
-        return stage(frame[None, None, None])[0, 0, 0]
+        return stage(frame[None, None, None])[0][0, 0, 0]
 
 
 def passed(split: LearnableTemporal, frequency: float) -> tuple[float, float]:
     """Amplitude of a grating in the low-pass and in the residual, away from the edges."""
     wave = torch.cos(2 * pi * frequency * torch.arange(64.0)).expand(64, 64)
     with torch.no_grad():
-        parts = split(wave[None, None, None])[0, :, 0, 32, 16:48]
+        parts = split(wave[None, None, None])[0][0, :, 0, 32, 16:48]
     reference = wave[32, 16:48]
     return tuple(float((part @ reference) / (reference @ reference)) for part in parts)
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from neurotwin.analysis.inspect import inspect_model
 from neurotwin.config import DatasetConfig, load_dataset_configs, load_model_config
-from neurotwin.data.simulate import DEMO_SESSIONS, FRAME_SIZE
 from neurotwin.data.pipelines import behavior_names
+from neurotwin.data.simulate import DEMO_SESSIONS, FRAME_SIZE
 from neurotwin.data.spec import SessionSpec
 from neurotwin.models import TwinModel
 from neurotwin.models.network import CORE_PARTS

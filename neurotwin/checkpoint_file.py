@@ -1,12 +1,11 @@
 """Checkpoint files (``.ckpt``): written whole, checked to the last bit when they are read, and running no code.
 
-A file is what ``torch.save`` writes, a zip archive, with a seal behind it: the SHA-256 of all bytes before the seal's
-own digits. The seal is the archive's comment, so that it travels with the file, and other programs (``torch.load``,
-unzip) read the file as before. Zip's own checksums cover the content of its members but not names, sizes and
-directories; the seal covers every byte.
+``torch.save`` writes a zip archive. Zip has checksums of its own, but they cover only the content of the members and
+not names, sizes and directories. Each file therefore ends with a seal, which covers every byte: the SHA-256 of all
+bytes before its own digits. The seal is the comment of the zip archive, so that other programs (``torch.load``, unzip)
+can still read the file.
 
-A file without a seal, which another program wrote, is read as well; of that one only the content of the members can
-be checked.
+A file without a seal, which another program wrote, is read too. Only the content of its members can be checked.
 
 Reference: PKWARE, ``.ZIP`` File Format Specification 6.3, section 4.3.16 (end of central directory record).
 """

@@ -22,7 +22,7 @@ from .analysis.report_data import gather, stored
 from .analysis.report_page import html_page
 from .analysis.report_units import changes_text
 from .checkpoint_file import CheckpointError
-from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config, registered
+from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config, noticing, registered
 from .data.convert import convert_recordings, parse_options
 from .data.formats import Format, find_format, nwb, read_session
 from .data.prepare import prepare
@@ -98,13 +98,15 @@ def inspect(arguments: argparse.Namespace) -> int:
         return _inspect_recording(arguments)
     if arguments.dataset_configs_path is None:
         raise ConfigError("inspect: --model_config needs --dataset_configs_path")
-    config = load_model_config(arguments.model_config)
-    datasets = load_dataset_configs(
-        arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
-    )
-    check_run(config, datasets)
+    with noticing() as notices:
+        config = load_model_config(arguments.model_config)
+        datasets = load_dataset_configs(
+            arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
+        )
+        check_run(config, datasets)
     sessions = prepare(datasets, progress=_progress)
-    print(inspect_text(TwinModel(config, [session.spec for session in sessions]), sessions))
+    twin = TwinModel(config, [session.spec for session in sessions])
+    print(inspect_text(twin, sessions, notices=notices.lines()))
     return 0
 
 

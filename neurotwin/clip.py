@@ -3,8 +3,8 @@
 B clips, T frames in, L bins to predict (the last L of the T), C channels, H x W pixels, U units, K behaviour variables,
 F features. Time runs oldest first.
 
-The classes are not frozen, because Lightning's plugins for true half and double precision convert what they find by
-setting the fields of a copy. Nothing here changes one.
+Nothing changes these objects once they are made; :func:`dataclasses.replace` makes others. They are not declared as
+frozen, because Lightning, which converts what a step is given to float64 in a run of that precision, refuses such.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ __all__ = ["Clip", "Sample", "Target"]
 Part = TypeVar("Part")
 
 
-@dataclass
+@dataclass(eq=False)
 class Clip:
     """What a model sees: clips of one session.
 
@@ -64,7 +64,7 @@ class Clip:
         return f"Clip of session {self.session}: {clips} x {self.length} bins to predict"
 
 
-@dataclass
+@dataclass(eq=False)
 class Target:
     """What was recorded in the predicted bins of some clips.
 
@@ -83,7 +83,7 @@ class Target:
     exposure: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Sample:
     """Clips of one session, and what was recorded in the bins that they predict."""
 

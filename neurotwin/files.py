@@ -18,9 +18,10 @@ _STALE = 86400  # s; what a process that was killed left behind is removed after
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there takes the name `path` when the block ends well.
 
-    The folder is made if it is absent. The content is on the disk before it is renamed, so that the name never stands
-    for half a file, whatever happens to the process or the machine. Where the block raises, nothing is left and what
-    was there before is untouched. Several processes may write the same file; the last one to finish names it.
+    The folder is made if it is absent. The file gets its name only when its whole content is on the disk, so that there
+    is never half a file under that name, whatever happens to the process or the machine. If the block raises an error,
+    the temporary file is removed, and the file that was there before stays. Several processes may write the same file:
+    the one that finishes last wins.
 
     Raises
     ------

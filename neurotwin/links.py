@@ -37,7 +37,7 @@ class Link(nn.Module):
         raise NotImplementedError
 
     def inverse(self, rate: Tensor) -> Tensor:
-        """Drives that give these rates, elementwise and finite; a rate out of reach counts as the nearest in reach."""
+        """Finite drives that give these rates, elementwise; a rate that the link cannot give counts as the nearest."""
         raise NotImplementedError
 
 
@@ -45,7 +45,7 @@ class Link(nn.Module):
 class Softplus(Link):
     r"""A smooth rectifier: rate = log(1 + exp(βx)) / β.
 
-    A small β makes the bend wide. A large one makes the function a rectifier of slope 1.
+    A small β makes the bend wide. With a large β, the function is nearly max(x, 0).
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class ReLU(Link):
 
 @register("link", "exp")
 class Exp(Link):
-    """The exponential: rate = exp(x). Drives multiply the rate where they add under other links."""
+    """The exponential: rate = exp(x). Two drives that are added multiply the rate."""
 
     def forward(self, drive: Tensor) -> Tensor:
         """exp(x)."""
@@ -140,7 +140,7 @@ class Identity(Link):
 
 @register("link", "auto")
 class Auto(Link):
-    """The link that suits the likelihood; it stands for that one in files and is never computed with."""
+    """The link that suits the likelihood. It is a name for files, which :func:`make_link` replaces by the link."""
 
 
 def make_link(name: str, params: Params, *, positive: bool, default: str) -> Link:

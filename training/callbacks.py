@@ -1,4 +1,4 @@
-"""Callbacks of a run: lines that show life, metrics, the time budget, the curriculum's watch.
+"""Callbacks of a run: log lines, the file of metrics, the time budget, and a check of the curriculum.
 
 Signals are in :mod:`training.signals` and figures in :mod:`training.figures`; both can be imported from here too.
 Lines go through `logging` on process 0. A batch is anything whose ``samples`` are :class:`~neurotwin.clip.Sample`.
@@ -23,6 +23,7 @@ from neurotwin.files import write_text
 from .checkpoints import SafeCheckpoint
 from .figures import ModelLogging
 from .samplers import ContrastWeightedSampler
+from .schedulers import largest_rate
 from .seams import micro_batches_done
 from .signals import Interrupted, StopSignals
 
@@ -88,7 +89,7 @@ class EpochHeartbeat(Callback):
         logger.info(
             "epoch %d%s: %s, lr %.3g, %s (%.0f predictions/s)%s",
             done, f"/{total}" if total else "", ", ".join(values),
-            max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups),
+            largest_rate(trainer.optimizers),
             _clock(seconds), self._bins / max(self._trained, 1e-9), left,
         )  # fmt: skip
 
@@ -109,7 +110,7 @@ class Heartbeat(Callback):
         self._last, self._bins, self._is_first = time.monotonic(), 0, True
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting anew: what lies between epochs is not training."""
+        """Start counting anew, because what happens between epochs is not training."""
         self._last, self._bins = time.monotonic(), 0
 
     def on_train_batch_end(
@@ -177,7 +178,7 @@ class MetricsFile(Callback):
         chosen = [n for name in self.names for n in values if n == name or (name.endswith("/") and n.startswith(name))]
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= {name: values[name] for name in chosen}
-        row["lr"] = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        row["lr"] = largest_rate(trainer.optimizers)
         self.rows.append(row)
         self._write()
 
@@ -208,10 +209,11 @@ class MetricsFile(Callback):
 class TimeBudgetCallback(Callback):
     """Stop training so early that the final validation and checkpoint end within the budget.
 
-    Reserved for them are 1.2 times the longest validation and checkpoint so far, and 2% of the budget. Until a
-    validation has been timed half of the budget is reserved. Process 0 decides, and tells the others, when to look at
-    the clock next: after a quarter of the steps that still fit. A stop within an epoch is followed by a validation; one
-    right after a validation is not.
+    For them, 1.2 times the longest validation and checkpoint so far and 2% of the budget are reserved. Until a
+    validation has been timed, half of the budget is reserved. All processes must stop after the same step, so process 0
+    looks at the clock and tells the others. It also says when to look next: after a quarter of the steps that still
+    fit. If training stops within an epoch, a validation follows. If it stops right after a validation, no other is
+    needed.
 
     Parameters
     ----------
@@ -235,7 +237,7 @@ class TimeBudgetCallback(Callback):
         self._last = self._clock()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """And from here: what lies between epochs is not training."""
+        """Steps are timed from here again, because what happens between epochs is not training."""
         self._last = self._clock()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 class SafeCheckpoint(Checkpoint):
     """``last.ckpt``, to go on from, and ``best.ckpt``, of the best validation.
 
-    The last one is written after each epoch, its validation included, and within epochs every so many optimizer steps
-    or minutes; never between the micro-batches of one optimizer step. Every file is written by
-    :class:`SafeCheckpointIO`. The best one is written before the last one, so that a run that is killed between them
-    repeats the epoch and writes the same again.
+    The last one is written after each epoch and its validation, and within epochs every so many optimizer steps or
+    minutes, but never between the micro-batches of one optimizer step. The best one is written before the last one. A
+    run that is killed between the two then resumes from the last one before, repeats the epoch and writes the same best
+    one again. Every file is written by :class:`SafeCheckpointIO`.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class SafeCheckpoint(Checkpoint):
         self.best = state_dict["best"]
 
     def _time_is_up(self, trainer: pl.Trainer) -> bool:
-        """Whether minutes are over. Process 0 says, and after how many steps, half of those that fit, to ask again."""
+        """Whether the minutes are over by the clock of process 0, which also says after how many steps to ask again."""
         if self.every_n_minutes is None or trainer.global_step < self._next_look:
             return False
         waited, steps = time.monotonic() - self._saved_at, trainer.global_step - self._saved_step

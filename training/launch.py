@@ -1,4 +1,4 @@
-"""Which processes a run has: what started them says how many, and flags that disagree are refused.
+"""How many processes a run has: read from the flags and from what started them; a contradiction is an error.
 
 A run's processes are started in one of three ways.
 
@@ -48,7 +48,7 @@ class Launch:
     num_nodes
         Machines.
     rank
-        Number of this process in the run; 0 says and writes things.
+        Number of this process in the run; process 0 logs and writes files.
     environment
         What tells Lightning the same.
     launcher
@@ -88,7 +88,7 @@ class StartedProcesses(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """They exist already."""
+        """True: they exist already."""
         return True
 
     @property
@@ -103,7 +103,7 @@ class StartedProcesses(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """Never found by itself: :func:`read_launch` chooses it."""
+        """False, so that Lightning does not choose it by itself: :func:`read_launch` does."""
         return False
 
     def world_size(self) -> int:

@@ -28,9 +28,9 @@ MEETING_S = 600.0
 class GradientSumStrategy(DDPStrategy):
     """Processes that each hold the model; gradients are summed by the model itself, once per optimizer step.
 
-    A step touches the readouts of the sessions in it and no others, and every process knows which those are. So there
-    is no search for unused parameters and no bucket of gradients that never come: :func:`reduce_gradients` sends one
-    flat array.
+    A step changes the readouts of its own sessions only, and every process knows which sessions these are. Lightning's
+    own strategy would search for unused parameters and wait for gradients that never come. Here
+    :func:`reduce_gradients` sends one flat array of the gradients that there are.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def meet(
 ) -> dist.Store:
     """Wait until all processes of a run have come, and return the store that they share.
 
-    The waiting is done in small pieces of Python, for while torch waits by itself no signal is handled.
+    While torch waits by itself, no signal is handled. Therefore Python waits, a short while at a time.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def reduce_gradients(parameters: Sequence[Tensor], votes: Tensor) -> Tensor:
 
 
 class Late:
-    """A small tensor on its way to the host: reading it waits for its copy, not for what the device does after it."""
+    """A small tensor that is copied to the host. Reading it waits for the copy, not for later work of the device."""
 
     def __init__(self, values: Tensor) -> None:
         self._event = torch.cuda.Event() if values.is_cuda else None

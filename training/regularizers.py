@@ -44,6 +44,8 @@ class Regularizers:
 
     Attributes
     ----------
+    names
+        Under which the terms are logged.
     no_decay
         Names of parameters with an l2 or group_lasso term: they get no weight decay besides.
 
@@ -54,10 +56,11 @@ class Regularizers:
 
     Notes
     -----
-    **Sessions.** Parameters of one session (``readouts.N``, ``adapters.N``, ...) are penalised only in steps that hold
-    data of that session, so that no others get a gradient. With A of all S sessions in a step their penalties (and
-    proximal_l1) weigh S / A times as much: where sessions are drawn alike, the sum then equals, in expectation over
-    steps, that over all sessions, for any batch size.
+    **Sessions.** Parameters of one session (``readouts.N``, ``adapters.N``, ...) are penalised only in
+    steps that hold data of that session, so that other sessions get no gradient. A small batch holds few sessions and
+    would penalise each of them rarely. Therefore, with A of all S sessions in a step, their penalties (and proximal_l1)
+    are multiplied by S / A. Where sessions are drawn equally often, the mean over steps is then the sum over all
+    sessions, for any batch size.
 
     **Clamps** bind the parameter itself, so a schedule does not scale them: with ``warmup`` or ``linear_ramp`` they
     hold from `start_epoch` on, with ``linear_decay`` the bound goes from `start_lambda` to lambda.
@@ -75,6 +78,7 @@ class Regularizers:
 
     def __init__(self, configs: Sequence[RegularizerConfig], parameters: Iterable[ParameterInfo]) -> None:
         known = {info.name: info for info in parameters}
+        self.names = tuple(config.name for config in configs)
         self._terms = [(config, define("penalty", config.type), _matching(config, known)) for config in configs]
         for config, kind, matched in self._terms:
             for info in matched:

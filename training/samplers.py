@@ -1,8 +1,9 @@
 """The order in which clips are trained on: a pure function of a seed and a step.
 
-Nothing but the step has to be stored to resume, and the clips of a step are the same however many processes share
-them: with G clips in the global batch, step s takes the positions [s G, (s + 1) G) of one endless stream, and each
-process its part of those. A step here is a micro-batch: with gradient accumulation, several make an optimizer step.
+All clips form one endless stream. With G clips in the global batch, step s takes the positions [s G, (s + 1) G) of the
+stream, and each process takes its part of them. The clips of a step are therefore the same for any number of processes,
+and to resume, only the step has to be stored. A step here is a micro-batch: with gradient accumulation, several of them
+make an optimizer step.
 
 A training loader takes a sampler as it is (``DataLoader(clips, batch_sampler=sampler)``); the framework must not wrap
 it in a distributed sampler of its own (``Trainer(use_distributed_sampler=False)``).
@@ -153,10 +154,10 @@ class ContrastWeightedSampler(ClipSampler):
 
         (1 - a) + a c_i / mean(c),    a(s) = emphasis * max(0, 1 - s / warmup_steps)
 
-    as a mixture: each position of the uniform stream keeps its clip with probability 1 - a, and else takes one drawn in
-    proportion to contrast from the same group. So a falls step by step and not epoch by epoch, clips without contrast
-    keep 1 - a of their rate, balance between groups is untouched, and where a reaches 0 the stream is that of
-    :class:`ClipSampler`, without a jump.
+    This is done as a mixture. Each position of the uniform stream keeps its clip with probability 1 - a. Otherwise it
+    takes a clip of the same group, drawn in proportion to contrast. Groups therefore stay balanced, and clips without
+    contrast are still drawn, 1 - a times as often. a falls at every step, and when it reaches 0, the stream is that of
+    :class:`ClipSampler`.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Where this project reaches into Lightning: all uses of what Lightning does not document, each behind a name.
+"""All uses of undocumented parts of Lightning, each as a function with a name.
 
-Lightning may change its inner parts in any release. So nothing else in the project touches them, and
-``tests/training/test_seams.py`` trains a small model and fails when one of these functions no longer says the truth.
+Lightning may change its inner parts in any release. Nothing else in the project uses them, therefore, and
+``tests/training/test_seams.py`` trains a small model and fails when one of these functions gives a wrong answer.
 Checked with Lightning 2.6.
 """
 

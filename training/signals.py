@@ -28,9 +28,9 @@ class Interrupted(BaseException):
 class StopSignals(Callback):
     """SIGTERM and Ctrl-C end a run in good order; the second one ends it at once.
 
-    While training, the optimizer step is finished, or the validation that is running; then the checkpoint is written
-    and :class:`Interrupted` is raised, after the same step on all processes, whichever of them got the signal. At any
-    other time it is raised where the program stands.
+    In training, the optimizer step (or the validation that is running) is finished and a checkpoint is written. Then
+    :class:`Interrupted` is raised, on all processes after the same step, even if only one of them got the signal. At
+    any other time it is raised at once.
 
     Attributes
     ----------
@@ -54,28 +54,28 @@ class StopSignals(Callback):
             signal.signal(number, handler)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep Lightning's own handling out."""
+        """Keep Lightning from handling signals."""
         leave_signals_alone(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on steps are finished."""
+        """From here on, a signal lets the step be finished first."""
         self._module, self._training = pl_module, True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """End where all agreed to: what came before is saved."""
+        """Raise where all processes have agreed to stop; the steps before are saved."""
         if pl_module.stop_agreed:
             raise Interrupted(self.received or signal.SIGTERM)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All is saved."""
+        """From here on everything is saved, and a signal ends the run at once."""
         self._training = False
         if self.received is not None:
             raise Interrupted(self.received)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Nothing more is finished."""
+        """After an error, a signal ends the run at once."""
         self._training = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:

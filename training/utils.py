@@ -36,9 +36,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def known_end(error: BaseException) -> str | None:
-    """One line for an end that is no fault of the program: memory that is used up, or a process that is gone.
+    """One line about an error that is no fault of the program: no memory is left, or a process is gone.
 
-    None for anything else, which should be seen with its traceback.
+    None for any other error, whose traceback should be shown.
     """
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:

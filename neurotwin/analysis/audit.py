@@ -1,4 +1,4 @@
-"""What would fool a model, before it does: one audit of the sessions of a run, as text and as a page.
+"""Look for what would fool a model, before it is trained: an audit of the sessions of a run, as text and as a page.
 
 Each check is a function that is given a recording (or all of them) as the run would see it, and returns what it found.
 Thresholds stand beside the checks, and their reasons in ``docs/audit.md``.
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..data.prepare import open_session, prepare_session
-from ..data.session import Session, SessionError
+from ..data.session import SessionError
 from ..models import load_twin
 from .audit_base import Finding, Recording
 from .audit_clock import check_clock

@@ -43,7 +43,8 @@ def evaluate(
     split
         "train", "val" or "test".
     chunk, bins
-        Predicted bins of a clip and of a batch: memory and speed, no figure depends on them (to rounding).
+        Predicted bins of a clip and of a batch. They decide on memory and speed; figures depend on them to rounding
+        only.
     progress
         Called with the index, the number of sessions and the name before each session.
 
@@ -144,7 +145,7 @@ class SessionScore:
         self._repeats: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def update(self, sample: Sample, rates: Tensor) -> None:
-        """Add the predicted rates, (B, L, U), of a sample; its unmasked bins must not have come before."""
+        """Add the predicted rates, (B, L, U), of a sample. No valid bin may be added twice."""
         self.update_sums(sample, rates)
         target, prepared = sample.target, self.prepared
         bins = np.minimum(_bins(sample).cpu().numpy(), prepared.n_bins - 1)  # those beyond the end are masked

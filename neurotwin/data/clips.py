@@ -1,8 +1,9 @@
 """From indices to clips: the one place where frames are gathered.
 
-A clip is `length` consecutive bins to predict after the `context` frames that the model needs before the first of
-them. A window is a clip of length 1. Clips are cut from stretches of usable bins (of one split, with a full window);
-a clip that would outrun its stretch keeps its size, and the bins beyond are masked.
+A clip is `length` neighbouring bins that are predicted from one stretch of the stimulus, so that frames which they
+share are computed once. The stretch begins `context` frames before the first predicted bin, because the model needs
+these. A window is a clip of length 1. Clips are cut from stretches of usable bins, all of one split. All clips of a
+batch have the same length: where a stretch ends within a clip, the bins beyond its end are masked.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from .pipelines import runs_of
 from .prepare import Prepared
 from .session import SPLITS, frame_shape
 
-__all__ = ["ClipTable", "as_frames", "clip_table", "gather", "show", "stream", "usable_runs"]
+__all__ = ["ClipTable", "as_frames", "clip_table", "gather", "show", "stream", "stream_runs", "usable_runs"]
 
 
 def gather(
@@ -83,12 +84,15 @@ def as_frames(x: Tensor) -> Tensor:
     return x.reshape(*x.shape[:2], *frame_shape(x.shape[2:]))
 
 
-def usable_runs(prepared: Prepared, split: str) -> np.ndarray:
-    """Stretches of bins of one split whose windows are whole, (N, 2); each lies in one run."""
+def usable_runs(prepared: Prepared, split: str | None, *, least: int = 0) -> np.ndarray:
+    """Stretches of bins of one split (None: of all bins) whose windows are whole, (N, 2); each lies in one run.
+
+    A window reaches back as far as `keys_lags` says, and at least over `least` bins.
+    """
     bins = np.arange(prepared.n_bins)
-    usable = (prepared.split == SPLITS.index(split)) & (
-        bins - prepared.run_start >= prepared.spec.config.keys_lags.reach
-    )
+    usable = bins - prepared.run_start >= max(prepared.spec.config.keys_lags.reach, least)
+    if split is not None:
+        usable &= prepared.split == SPLITS.index(split)
     runs = runs_of(prepared.run_start, usable)
     return runs[usable[runs[:, 0]]]
 
@@ -175,9 +179,9 @@ def stream(
 ) -> Iterator[Sample]:
     """Every usable bin of a split exactly once, in clips that continue one another.
 
-    Stretches of similar length run side by side, `chunk` bins at a time; a clip whose `carries` is true continues
-    the stretches of the one before, so that recurrent state carries over. What a stretch gives does not depend on
-    `chunk`, `bins` or `part`.
+    Stretches of similar length are cut side by side, `chunk` bins at a time. A clip whose `carries` is true continues
+    the stretches of the clip before it, and the model goes on with its recurrent state. The predictions of a stretch
+    therefore do not depend on `chunk`, `bins` or `part`.
 
     Parameters
     ----------
@@ -192,9 +196,9 @@ def stream(
     bins
         Predicted bins of a batch, about: how many stretches run side by side.
     part
-        ``(i, n)``: only every n-th stretch, from the i-th: what process i of n evaluates.
+        ``(i, n)``: every n-th stretch, beginning with the i-th; this is what process i of n evaluates.
     limit
-        Only part of the stretches, evenly spaced, always the same: a fraction up to 1, or a number above.
+        How many stretches to use: a fraction up to 1, or a number above 1. They are evenly spaced and always the same.
     shown
         See :func:`gather`.
     """
@@ -202,7 +206,20 @@ def stream(
     runs = runs[_sum_between(prepared.n_valid, runs[:, 0], runs[:, 1]) > 0]
     kept = round(limit * len(runs)) if limit <= 1 else min(int(limit), len(runs))
     runs = runs[np.linspace(0, len(runs) - 1, max(1, kept)).round().astype(int)] if len(runs) else runs
-    runs = runs[np.argsort(runs[:, 0] - runs[:, 1], kind="stable")][part[0] :: part[1]]
+    order = np.argsort(runs[:, 0] - runs[:, 1], kind="stable")
+    runs = runs[order][part[0] :: part[1]]
+    for sample, _ in stream_runs(prepared, runs, context=context, chunk=chunk, bins=bins, shown=shown):
+        yield sample
+
+
+def stream_runs(
+    prepared: Prepared, runs: np.ndarray, *, context: int, chunk: int = 256, bins: int = 1024, shown: bool = True
+) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Every bin of some stretches (N, 2), the longest first, in clips that continue one another; see :func:`stream`.
+
+    With each sample comes (B,) one past the last bin that a clip predicts: what it gives from there on counts for
+    nothing.
+    """
     first = 0
     while first < len(runs):
         longest = int(runs[first, 1] - runs[first, 0])
@@ -215,7 +232,7 @@ def stream(
             begin = np.minimum(starts + offset, stops - 1)
             end = np.where(starts + offset < stops, stops, begin)
             sample = gather(prepared, begin, end, length=length, context=context, shown=shown)
-            yield replace(sample, clip=replace(sample.clip, carries=offset > 0))
+            yield replace(sample, clip=replace(sample.clip, carries=offset > 0)), end
 
 
 def _sum_between(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

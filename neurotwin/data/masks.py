@@ -1,7 +1,8 @@
 """Which responses are valid: the filters of `datafilters`, and what always holds.
 
-Whatever filters are named, all that a prediction sees (frames, behaviour, spike history) lies within one run of bins
-(one trial, one stimulus type, no gap), and its own bin is one that the session calls valid.
+Two things hold whatever filters are named. All that a prediction sees (frames, behaviour, spike history) lies within
+one run of bins, that is, in one trial and one stimulus type, without a gap. And the predicted bin itself is one that
+the session calls valid.
 """
 
 from dataclasses import dataclass

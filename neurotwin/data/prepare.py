@@ -32,7 +32,10 @@ __all__ = ["Prepared", "open_session", "outline", "prepare", "prepare_session"]
 logger = logging.getLogger(__name__)
 
 _VERSION = 5
-_LABELS = {"path", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "adapter", "readout"}
+_LABELS = {
+    "path", "directory", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "cidsqc", "cids_qc", "snr",
+    "missingth", "contamth", "adapter", "readout",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +151,8 @@ def prepare(
 def outline(configs: Sequence[DatasetConfig]) -> list[SessionSpec]:
     """What a model must know of the sessions of a run, as far as headers and configs tell it.
 
-    Takes no time and writes nothing, so that a run that cannot be is refused before its data are prepared; only data
-    of another layout are converted first.
+    This takes no time and writes nothing, so that a run that is not possible is refused before its data are prepared.
+    Data of another layout are an exception: they are converted first.
 
     Raises
     ------
@@ -185,8 +188,9 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
 
     Notes
     -----
-    Size and header of both files are checked at every start; their content is compared with their checksums when a
-    file's size or time of change is not the one noted, in ``NAME.checked.json``, when that was last done.
+    Size and header of both files are checked at every start. Comparing the content with its checksum takes
+    longer. It is done when the size or the time of change of a file differs from those noted in ``NAME.checked.json``
+    at the last comparison.
     """
     path, folder = _session_file(config, cache_dir)
     session = Session.load(path, verify=False)
@@ -215,15 +219,22 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     return Prepared(spec=replace(spec, subject=config.subject, config=config), source=source, key=key, **arrays)
 
 
-def open_session(config: DatasetConfig) -> Session:
+def open_session(config: DatasetConfig, *, verify: bool = False) -> Session:
     """The recording that a config names, its arrays memory-mapped; data of another layout are converted first.
+
+    Parameters
+    ----------
+    config
+        The session's configuration.
+    verify
+        Compare the whole content with its checksum.
 
     Raises
     ------
     SessionError
         If it is missing or broken.
     """
-    return Session.load(_session_file(config)[0], verify=False)
+    return Session.load(_session_file(config)[0], verify=verify)
 
 
 def _check_alike(specs: Sequence[SessionSpec]) -> None:

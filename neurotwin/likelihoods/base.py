@@ -66,7 +66,7 @@ class Likelihood(nn.Module):
     atoms
         Responses of a real-valued likelihood that have a probability of their own.
     takes_exposure
-        Whether the sum of several presentations is known to it.
+        Whether it knows how the sum of several presentations is distributed.
     positive
         Whether rates must be positive.
     default_link
@@ -80,7 +80,7 @@ class Likelihood(nn.Module):
     rows
         Names of the sums over bins that it needs beyond the common ones; :meth:`terms` gives their summands.
     filler
-        A rate and a response that put no number out of range; they stand in for masked ones.
+        A rate and a response at which every term is finite; they are put in place of masked ones.
     """
 
     class Params(BaseParams):
@@ -131,7 +131,7 @@ class Likelihood(nn.Module):
     def nll(self, rates: Tensor, responses: Tensor, mask: Tensor, exposure: Tensor | None = None) -> Tensor:
         """Sum of −:meth:`log_likelihood` over valid responses: the loss, to be divided by their number.
 
-        What is masked is not read: it reaches neither value nor gradient, also where it is NaN or infinite.
+        Masked responses and their rates change neither the value nor its gradient, even where they are NaN or infinite.
 
         Parameters
         ----------
@@ -224,5 +224,5 @@ class Likelihood(nn.Module):
 
 
 def floored(expected: Tensor) -> Tensor:
-    """At least :data:`RATE_FLOOR`, but with a gradient below it, so that a unit silenced by a step can recover."""
+    """Values of at least :data:`RATE_FLOOR`. Below it the gradient is kept, so that a silent unit can recover."""
     return expected + (RATE_FLOOR - expected.detach()).clamp_min(0)

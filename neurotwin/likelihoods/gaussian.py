@@ -28,9 +28,10 @@ class Gaussian(Likelihood):
     of the median unit's where a unit is constant; else the likelihood of a constant unit would have no bound and
     would drown all others.
 
-    The null model predicts the mean of the bins evaluated and has the variance about that mean. With σ² of the model
-    it would be too sure of itself, and the gain over it would be too large: a model that explains a share R² of the
-    variance gains :math:`-\tfrac12\log_2(1-R^2)` bits a bin, if its σ² is right. D² is R², as σ² cancels in it.
+    The null model predicts the mean of the bins evaluated, and its variance is that about this mean. If it had the σ²
+    of the model, which is smaller because the model explains some of the variance, the responses would seem unlikely
+    under it and the gain of the model would come out too large. A model that explains a share R² of the variance and
+    whose σ² is right gains :math:`-\tfrac12\log_2(1-R^2)` bits a bin. In D², σ² cancels, so that D² is R².
     """
 
     class Params(BaseParams):

@@ -29,9 +29,10 @@ class NegativeBinomial(Likelihood):
     For α → 0 this is the Poisson likelihood. Loss and metrics leave log y! out. Everything is computed in float64,
     because the first term is a small difference of large numbers where α is small.
 
-    The null model keeps the unit's α, so that bits per spike measure what the rates add, all else equal, as they do
-    for Poisson. That α was learned beside the model: on the same data a null with a dispersion of its own would lose
-    less, so compare a Poisson with a negative binomial model by :meth:`log_prob`, not by their bits per spike.
+    The null model has the unit's α, so that bits per spike measure what the rates add, as they do for Poisson. But α
+    was learned together with the rates of the model. A null model with an α of its own would fit the data better, and
+    the gain over it would be smaller. Compare a Poisson with a negative binomial model by :meth:`log_prob`, therefore,
+    and not by their bits per spike.
     """
 
     class Params(BaseParams):

@@ -1,4 +1,4 @@
-"""How well rates predict responses: a few sums per unit, added up over batches and processes, divided once.
+"""How well rates predict responses, from a few sums per unit that are added over batches and processes.
 
 Letters: y response, e exposure (presentations that a response sums over, usually 1), λ predicted rate per bin and
 presentation, m validity. Sums run over valid bins.
@@ -21,8 +21,8 @@ _ROWS = (
 class Sums:
     """Sums per unit from which every figure follows that needs neither repeats nor the true rate.
 
-    Their number does not grow with the length of a session, and the figures are the same for any batch size, clip
-    length or number of processes.
+    Figures are divided only when all bins have been added. They are therefore the same for any batch size, clip length
+    or number of processes. The number of sums does not grow with the length of a session.
 
     Parameters
     ----------

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..config import ConfigError, ModelConfig, Part, registered
+from ..config import MODEL, ConfigError, ModelConfig, Part, notice, registered
 from ..data.spec import SessionSpec
 from .stages import Maps
 
@@ -33,15 +33,13 @@ def check_sessions(config: ModelConfig, sessions: Sequence[SessionSpec]) -> None
                 f"session {spec.name} has {spec.bin_rate:g} bins a second and {names[0]} {sessions[0].bin_rate:g}; "
                 f"resample to one rate with `sampling`"
             )
-    if config.sampling_rate not in (None, sessions[0].bin_rate):
-        raise ConfigError(
-            f"sampling_rate: {config.sampling_rate:g} Hz, but the sessions have {sessions[0].bin_rate:g} Hz; "
-            f"resample them with `sampling`, or correct it"
-        )
+    rate = sessions[0].bin_rate
+    if config.sampling_rate is not None and abs(config.sampling_rate - rate) > 1e-3 * rate:
+        notice(MODEL, ("sampling_rate",), f"is a label: it says {config.sampling_rate:g} Hz, the data have {rate:g}")
 
 
 def check_frames(config: ModelConfig, sessions: Sequence[SessionSpec], maps: Sequence[Maps]) -> Maps:
-    """What the core sees, the same for every session."""
+    """What the core sees, which must be the same for every session."""
     if config.initial_input_channels == 0:
         for part in (config.frontend, config.convnet):
             if part.type != "none":
@@ -63,7 +61,7 @@ def check_frames(config: ModelConfig, sessions: Sequence[SessionSpec], maps: Seq
 
 
 def check_lags(receptive_field: int, sessions: Sequence[SessionSpec]) -> None:
-    """The core sees no more frames than a prediction is given."""
+    """Whether a prediction is given at least as many frames as the core sees."""
     for spec in sessions:
         if spec.n_lags < receptive_field:
             raise ConfigError(
@@ -72,8 +70,8 @@ def check_lags(receptive_field: int, sessions: Sequence[SessionSpec]) -> None:
             )
 
 
-def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], features: Maps) -> None:
-    """What takes behaviour gets it, and as much of it as it expects."""
+def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec]) -> None:
+    """Whether every part that needs behaviour is given it, with the number of variables that it expects."""
     for part in (config.modulator, config.shifter):
         for spec in sessions:
             if part.type != "none" and spec.behavior_dim == 0:
@@ -90,15 +88,10 @@ def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], feature
                 f"session {spec.name}: {spec.behavior_dim} behaviour variables where {wanted} are expected (by "
                 f"behavior_dim or the first session); use the same transforms for all sessions"
             )
-    given = getattr(config.modulator.params, "feature_dim", None)
-    if given not in (None, features.channels):
-        raise ConfigError(
-            f"modulator.params.feature_dim: {given}, but the convnet gives {features.channels} channels; leave it out"
-        )
 
 
 def check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
-    """A shifter has positions to move."""
+    """Whether the readout has positions that a shifter can move."""
     if not getattr(readout, "takes_shift", False):
         able = [name for name, kind in registered("readout").items() if getattr(kind, "takes_shift", False)]
         raise ConfigError(
@@ -110,7 +103,7 @@ def check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
 
 
 def check_history(n_lags: int, spec: SessionSpec) -> None:
-    """A history encoder is given the bins that it looks at."""
+    """Whether a history encoder is given as many bins as it looks at."""
     if spec.n_history < n_lags:
         raise ConfigError(
             f"session {spec.name}: the history encoder looks at {n_lags} bins, and keys_lags gives it "

@@ -1,7 +1,7 @@
 """The network: adapter[session] -> frontend -> convnet -> modulator(behaviour) -> recurrent -> readout[session].
 
-One core for all sessions: each session's frames pass its adapter, then the core runs once over all of them together,
-then each session's module takes its part.
+All sessions share one core. The frames of each session pass its own adapter. Then the core runs once over the frames of
+all sessions together. At last the readout of each session turns its share of the features into rates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from ..data.spec import SessionSpec
 from ..likelihoods import ResponseStatistics
 from .checks import check_behavior, check_frames, check_lags, check_sessions
 from .session_module import SessionModule
-from .stages import Stage, build, channels_last
+from .stages import Stage, build, channels_last, reserving
 
 __all__ = ["CORE_PARTS", "Network", "Streamer", "evaluating"]
 
@@ -46,8 +46,8 @@ class Network(nn.Module):
     receptive_field
         Frames that a prediction depends on, recurrence aside.
     context
-        Frames that a clip must bring before its first predicted one: receptive_field − 1, or n_lags − 1 with
-        recurrence, whose state warms up over them.
+        Frames that a clip must bring before its first predicted one. Without recurrence these are receptive_field − 1.
+        With recurrence they are n_lags − 1: the state starts there, and is not zero at the first predicted bin.
     is_recurrent
         Whether a state is carried from frame to frame.
     auxiliary_loss
@@ -59,6 +59,7 @@ class Network(nn.Module):
         If config and sessions do not fit together; the message says what to change.
     """
 
+    @reserving()
     def __init__(
         self, config: ModelConfig, sessions: Sequence[SessionSpec], *, generator: torch.Generator | None = None
     ):
@@ -70,7 +71,7 @@ class Network(nn.Module):
         maps = check_frames(config, self.sessions, [adapter.outputs for adapter in adapters])
         self.frontend: Stage = build(config.frontend, maps, generator=generator)
         self.convnet: Stage = build(config.convnet, self.frontend.outputs, generator=generator)
-        check_behavior(config, self.sessions, self.convnet.outputs)
+        check_behavior(config, self.sessions)
         self.modulator: Stage = build(
             config.modulator, self.convnet.outputs, behavior_dim=self.sessions[0].behavior_dim, generator=generator
         )
@@ -241,8 +242,9 @@ class Network(nn.Module):
 class Streamer:
     """Predicts clips that continue one another: the state of a recurrent core is carried from each to the next.
 
-    Prediction, evaluation and validation all go through here, so that what a stretch gives does not depend on how it
-    was cut.
+    Prediction, evaluation and validation all use this class. Without recurrence, a prediction depends on its own frames
+    only. With recurrence, it depends on all frames since the start of the stretch, and the carried state holds what is
+    needed of them. The predictions of a stretch therefore do not depend on the length of the clips it was cut into.
 
     Parameters
     ----------
@@ -259,7 +261,7 @@ class Streamer:
         return rates
 
     def features(self, clip: Clip) -> tuple[Tensor, Tensor | None]:
-        """Features (B, C, L, H, W) and behaviour in place of rates, to go on from by hand."""
+        """Features (B, C, L, H, W) and behaviour in place of rates, for a caller that computes the rates itself."""
         (x,), (behavior,), self._state = self.network.features([clip], self._state if clip.carries else None)
         return x, behavior
 

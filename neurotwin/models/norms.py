@@ -1,4 +1,4 @@
-"""Norms of a frame by its own statistics, or by running ones. Never over the time of a clip."""
+"""Norms of a frame, by its own statistics or by running ones, so that where a clip is cut does not matter."""
 
 from typing import Any
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint_file import CheckpointError, find_checkpoint, read_checkpoint
-from ..config import DatasetConfig, ModelConfig
+from ..config import DatasetConfig, ModelConfig, noticing
 from ..data.prepare import outline
 from ..tensorfile import TensorFileError, load_arrays
 from .twin import TwinModel
@@ -16,7 +16,7 @@ __all__ = ["check_run", "load_twin"]
 
 
 def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
-    """Refuse a run that cannot be, before its data are prepared: only the headers of the session files are read.
+    """Refuse a run that is not possible before its data are prepared. Only headers of session files are read.
 
     Raises
     ------
@@ -25,7 +25,8 @@ def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
     SessionError
         If a session is missing, or a config asks for what it does not have.
     """
-    TwinModel(config, outline(datasets))
+    with noticing():
+        TwinModel(config, outline(datasets))
 
 
 def load_twin(path: str | Path) -> TwinModel:

@@ -53,8 +53,8 @@ class TrainingBatch:
 class ClipLoader:
     """One epoch of micro-batches, gathered in the background.
 
-    Which clips a step takes is a function of the seed and the step, computed alike on every process; so each knows
-    the loss's denominator and the sessions of the whole step without asking the others.
+    Which clips a step takes follows from the seed and the number of the step, and every process computes it. Each
+    process therefore knows the denominator of the loss and the sessions of the whole step without asking the others.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class ClipLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where iteration stands; that there is a state tells Lightning that an epoch can be resumed within."""
+        """Where iteration stands. Lightning resumes within an epoch only if the loader has such a state."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -109,7 +109,8 @@ class ClipLoader:
     def batch(self, step: int) -> TrainingBatch:
         """This process's part of micro-batch `step` of the run.
 
-        The clips of a step are dealt session by session: a session costs every process that has a clip of it.
+        Each session costs time on every process that has a clip of it. The clips of a step are therefore dealt session
+        by session, so that each process has few sessions.
         """
         drawn = {s: self.sampler.global_indices(s) for s in self._optimizer_step(step)}
         rows = np.concatenate(list(drawn.values()))

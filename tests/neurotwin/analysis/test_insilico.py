@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from neurotwin.models.spec import SessionSpec
 
 from neurotwin.analysis.insilico import (
     drifting_grating,
@@ -13,6 +12,7 @@ from neurotwin.analysis.insilico import (
     responses,
 )
 from neurotwin.config import ModelConfig
+from neurotwin.data.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 
 SIZE, RATE = 16, 60.0

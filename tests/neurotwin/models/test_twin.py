@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from neurotwin.models.registry import MODULES, register
-from neurotwin.models.spec import SessionSpec
 from torch import nn
 
 from neurotwin.config import ConfigError, ModelConfig, define, registered
