@@ -140,11 +140,9 @@ def typical(units: Sequence[Unit]) -> list[tuple[str, Unit]]:
     ranked = sorted((unit for unit in units if not math.isnan(unit.merit)), key=lambda unit: -unit.merit)
     if not ranked:
         return []
-    chosen = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
-    found: dict[int, str] = {}
-    for word, place in chosen.items():
-        found.setdefault(place, word)
-    return [(word, ranked[place]) for place, word in found.items()]
+    # Later words take a place from earlier ones: of two units, one is the best and the other the worst.
+    found = {len(ranked) // 2: "median", len(ranked) - 1: "worst"} | {0: "best"}
+    return [(word, ranked[place]) for place, word in sorted(found.items())]
 
 
 def figure_of(unit: Unit, metric: str) -> float:
