@@ -25,7 +25,7 @@ from ..tensorfile import TensorFileError, load_arrays, save_arrays
 from .evaluate import known_session, score_session
 from .report import Run
 
-__all__ = ["Curves", "RunData", "SessionData", "gather", "stored"]
+__all__ = ["Curves", "RunData", "SessionData", "gather", "store_sessions", "stored"]
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def _computed(
         if whole and test is not None:
             test.write(run.folder / _TEST)
         if whole:
-            _store_sessions(run.folder / _CURVES, sessions, _stamp(checkpoint))
+            store_sessions(run.folder / _CURVES, sessions, _stamp(checkpoint))
     except OSError as error:
         notes.append(f"What was computed could not be kept for the next report ({error.strerror or error}).")
     return RunData(known.test if test is None else test, sessions, tuple(notes))
@@ -336,7 +336,8 @@ def _curves_stamp(folder: Path) -> list[int] | None:
         return None
 
 
-def _store_sessions(path: Path, sessions: dict[str, SessionData], stamp: list[int]) -> None:
+def store_sessions(path: Path, sessions: dict[str, SessionData], stamp: list[int]) -> None:
+    """Keep what was computed in a file, with size and time of change of the checkpoint that it was computed with."""
     arrays: dict[str, np.ndarray] = {}
     described: list[dict[str, Any]] = []
     for number, session in enumerate(sessions.values()):
