@@ -222,7 +222,8 @@ def _session(twin: TwinModel, prepared: Prepared) -> tuple[SessionData, Table | 
     labels = open_session(spec.config)
     areas = None
     if "area" in labels.unit_labels:
-        of_unit = dict(zip(map(str, labels.unit_ids.tolist()), labels.unit_labels["area"].tolist(), strict=True))
+        ids, names = np.asarray(labels.unit_ids).tolist(), np.asarray(labels.unit_labels["area"]).tolist()
+        of_unit = dict(zip(map(str, ids), names, strict=True))
         areas = tuple(of_unit.get(str(unit), "") for unit in spec.unit_ids)
     session = SessionData(
         name=spec.name, unit_ids=tuple(map(str, spec.unit_ids)), bin_rate=spec.bin_rate, bins=bins, areas=areas,
@@ -248,6 +249,7 @@ def _trace(twin: TwinModel, prepared: Prepared, index: int, split: str = "val") 
     if single:
         pair = [values[:_POINTS, 0] for values in (observed, rates)]
     else:
+        assert sample.clip.bins is not None  # a prepared session's clips know their bins
         order = np.argsort(sample.clip.bins.cpu().numpy(), kind="stable")
         pair = [_joined(values[order], factor)[:_POINTS] for values in (observed, rates)]
     return _curves(prepared, pair[0], pair[1], 0.0 if single else factor / prepared.spec.bin_rate, 1, split)
@@ -365,7 +367,7 @@ def _stored_sessions(folder: Path) -> dict[str, SessionData]:
 
 
 def _restored(number: int, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> SessionData:
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     for kind in ("trace", "psth"):
         if kind in plain:
             observed, predicted = np.asarray(arrays[f"{number}.{kind}"])

@@ -226,9 +226,8 @@ def json_of(views: Sequence[RunView], units: Units) -> tuple[str, int]:
             }  # fmt: skip
             if unit.test:
                 record["t"] = [_rounded(unit.test.get(name, math.nan)) for name in shown]
-            session = view.data.sessions.get(unit.key[0])
             for kind in ("trace", "psth"):
-                curves = None if session is None else getattr(session, kind)
+                curves = getattr(view.data.sessions.get(unit.key[0]), kind, None)
                 if curves is not None and unit.key in places:
                     record[kind] = _packed(curves, places[unit.key])
             if unit.key in tuned:
