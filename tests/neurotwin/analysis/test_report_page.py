@@ -131,6 +131,20 @@ def test_any_part_may_be_damaged(made_runs, tmp_path, broken):
     assert "net" in Page(html_page([load_run(tmp_path / "run")])).text
 
 
+def test_what_behaviour_adds_comes_from_the_ablation(made_runs, tmp_path):
+    shutil.copytree(made_runs / "a", tmp_path / "run")
+    folder = tmp_path / "run" / "experiments" / "ablation"
+    folder.mkdir()
+    (folder / "settings.json").write_text('{"experiment": "ablation"}')
+    rows = ["ada_0,1,0.01,-0.02,0.3,0.1", "ada_0,2,0.03,0.02,0.1,0.05", "ada_0,4,nan,nan,0.2,0.1"]
+    names = "session,unit_id,pupil.median.gain,pupil.median.gain_low,behavior.median.gain,behavior.median.gain_low"
+    (folder / "units.csv").write_text("\n".join([names, *rows]) + "\n")
+    text = Page(html_page([load_run(tmp_path / "run")])).text
+    opening = text[: text.index("Learning curves")]
+    assert "Knowing all behaviour rather than its median adds +0.200" in opening and "for 3 of 3 units" in opening
+    assert "Knowing pupil rather than its median adds +0.020" in text and "above 0 for 1 of 2 units" in text
+
+
 def test_an_old_table_without_newer_figures(tmp_path):
     (tmp_path / "run.json").write_text('{"name": "old", "parameters": 7}')
     (tmp_path / "units.csv").write_text(
