@@ -108,8 +108,8 @@ def experiment_sentences(experiment: ExperimentFolder) -> list[str]:
             known = summarize(gain)
             if known.n:
                 lines.append(
-                    f"Knowing {_ablated(name)} adds {known.median:+.3f} to the score of the median unit; the interval lies "
-                    f"above 0 for {int((low > 0).sum())} of {known.n} units."
+                    f"Knowing {_ablated(name)} adds {known.median:+.3f} to the score of the median unit; the interval "
+                    f"lies above 0 for {int((low > 0).sum())} of {known.n} units."
                 )
         return lines
     parts = []
