@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from neurotwin.data.spec import SessionSpec
 
 from neurotwin import cli
 from neurotwin.config import DatasetConfig, ModelConfig, load_dataset_configs

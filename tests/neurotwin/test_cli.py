@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from neurotwin.data.spec import SessionSpec
 
 from neurotwin.cli import main
 from neurotwin.config import json_schemas, load_dataset_configs, load_model_config

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,14 @@ from training.train_ddp_multidataset import main as train
 
 FILES = Path(__file__).parents[1] / "data" / "dialect"
 NAME = "ada_2024-05-01"
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The commands set up logging, to a stream that ends with the test."""
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from neurotwin.data.spec import SessionSpec
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neurotwin.analysis import plots
 from neurotwin.config import DatasetConfig, ModelConfig
 from neurotwin.data.prepare import Prepared
+from neurotwin.data.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 from training.callbacks import CurriculumCallback, EpochHeartbeat, Heartbeat, ModelLogging, TimeBudgetCallback
 from training.samplers import ClipSampler, ContrastWeightedSampler

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from neurotwin.data.spec import SessionSpec
 
 from neurotwin.analysis.insilico import (
     drifting_grating,
@@ -13,6 +12,7 @@ from neurotwin.analysis.insilico import (
     responses,
 )
 from neurotwin.config import ModelConfig
+from neurotwin.data.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
 
 SIZE, RATE = 16, 60.0
@@ -32,7 +32,7 @@ def linear_twin():
     """Two rectified linear units, ids 5 and 8, that prefer drift at 0 and at 60 degrees."""
     config = ModelConfig(
         frontend={"type": "learnable_temporal", "params": {"kernel_size": 3, "num_channels": 1}},
-        readout={"type": "linear"},
+        readout={"type": "pixels"},
         output_activation="relu",
     )
     spec = SessionSpec(
@@ -58,7 +58,7 @@ def energy_twin():
     }
     config = ModelConfig(
         convnet={"type": "vanilla", "params": {"channels": [2], "block_configs": [block]}},
-        readout={"type": "linear", "params": {"bias": False}},
+        readout={"type": "pixels", "params": {"bias": False}},
         output_activation="relu",
     )
     spec = SessionSpec(

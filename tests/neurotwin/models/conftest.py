@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from neurotwin.data.spec import SessionSpec
 from torch import Tensor
 
 from neurotwin.config import ModelConfig

@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from neurotwin.models.registry import MODULES, register
-from neurotwin.data.spec import SessionSpec
 from torch import nn
 
 from neurotwin.config import ConfigError, ModelConfig, define, registered
@@ -181,7 +179,7 @@ def test_sessions_share_the_core_and_nothing_else(build, clips):
 
 
 def test_frames_are_scaled_and_rates_positive(build, clips):
-    twin = build({"readout": {"type": "linear"}}).eval()
+    twin = build({"readout": {"type": "pixels"}}).eval()
     batch = clips(twin)
     drive = twin.per_session[0].readout((batch.stimulus.double() - 127) / 255)
     torch.testing.assert_close(twin([batch])[0], nn.functional.softplus(drive))
