@@ -7,7 +7,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from neurotwin.data.spec import SessionSpec
 
 from neurotwin.clip import Clip
 from neurotwin.config import ModelConfig, TransformConfig, load_dataset_configs, load_model_config

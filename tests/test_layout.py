@@ -37,7 +37,7 @@ LAYERS = (
     ("neurotwin", "neurotwin.cli", "training"),
 )  # fmt: skip
 """Imports run from a later line to an earlier one, never back."""
-OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna"}
+OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas"}
 """Extras: imported where they are used, since they may be absent."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

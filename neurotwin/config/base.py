@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -56,6 +56,9 @@ class Strict(BaseModel):
 
     A key that holds keys of its own may be left empty (null): it is then as if it were not there.
     """
+
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Fields whose own keys stand beside those of this mapping in a file."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False)
 
@@ -167,9 +170,10 @@ def unread_keys(config: Strict, reads: set[tuple[int, str]], prefix: str = "") -
                 idle.append(key)
             continue
         inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple) else ()
+        below = prefix if name in config.beside else f"{key}."
         for label, part in [(None, value), *inner]:
             if isinstance(part, Strict):
-                idle += unread_keys(part, reads, f"{key}." if label is None else f"{key}.{label}.")
+                idle += unread_keys(part, reads, below if label is None else f"{below}{label}.")
     return idle
 
 

@@ -181,25 +181,29 @@ class DatasetConfig(Strict):
             raise ValueError("types repeat")
         outputs: dict[str, list[str]] = {}
         for name, transform in (self.transforms or {}).items():
-            if (transform.expose_as or name) == "history":
-                _check_history(name, transform)
             outputs.setdefault(transform.expose_as or name, []).append(name)
         for output, names in outputs.items():
             if output not in _EXPOSED:
                 raise ValueError(
                     f"transforms.{names[0]} exposes {output!r}, which nothing reads; {nearest(output, _EXPOSED)}"
                 )
+            for name in names:
+                self._check_reach(name, self.transforms[name], output)
             if len(names) > 1 and not all(self.transforms[name].concatenate for name in names):
                 raise ValueError(f"transforms {names} are all exposed as {output!r}; set concatenate: true in each")
         return self
 
-
-def _check_history(name: str, transform: TransformConfig) -> None:
-    """A history encoder sees the counts that are predicted, those of the units to fit and nothing else."""
-    other = [op.name for op in transform.ops if op.name != "select_units"]
-    if transform.source != "robs" or other:
-        what = f"source {transform.source!r}" if transform.source != "robs" else f"the operation {other[0]!r}"
-        raise ValueError(
-            f"transforms.{name}: {what} is not possible for history, which holds the responses as they are: a model "
-            "that draws responses forward in time has no others; leave it out"
-        )
+    @staticmethod
+    def _check_reach(name: str, transform: TransformConfig, output: str) -> None:
+        """Responses reach a model as what it predicts, or as the units' past, and in no other way."""
+        if transform.source == "robs" and output not in ("robs", "history"):
+            raise ValueError(
+                f"transforms.{name} shows the model the responses that it predicts, as {output}; their past is read "
+                "by a history_encoder (expose_as: history)"
+            )
+        if transform.source != "robs" and output in ("robs", "history"):
+            raise ValueError(f"transforms.{name}: {output} is made of the responses; set source: robs")
+        if output == "history" and (idle := [op.name for op in transform.ops if op.name != "select_units"]):
+            raise ValueError(
+                f"transforms.{name}: {idle[0]} is not possible, the history encoder reads the responses as recorded"
+            )

@@ -5,6 +5,7 @@ their pipelines, and what a model must know of the session is written beside the
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from .session import SPLITS, Session, SessionError, frame_shape
 from .spec import SessionSpec
 from .split import split_bins
 
-__all__ = ["arrange", "outline_session", "resolved"]
+__all__ = ["Grid", "arrange", "modelled_bins", "outline_session", "resolved"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ def outline_session(session: Session, config: DatasetConfig) -> SessionSpec:
     return _spec(session, config, columns, frame=shape, scale=scale, names=names)
 
 
-def arrange(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[str, np.ndarray], SessionSpec]:
+def arrange(
+    session: Session, config: DatasetConfig, dtype: str, *, fitted: Mapping[str, Any] | None = None
+) -> tuple[dict[str, np.ndarray], SessionSpec]:
     """The arrays of a :class:`~neurotwin.data.prepare.Prepared` session, and its spec.
 
     Parameters
@@ -65,6 +68,9 @@ def arrange(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[s
         The recording, and what a model sees of it.
     dtype
         Type of the stimulus in storage; see :func:`~neurotwin.data.prepare.prepare_session`.
+    fitted
+        Constants of the pipelines from an earlier recording, on which a model was trained. None: they are fitted to
+        this one's training part. With them the recording is only predicted, and a part of it may be empty.
 
     Raises
     ------
@@ -73,10 +79,10 @@ def arrange(session: Session, config: DatasetConfig, dtype: str) -> tuple[dict[s
     """
     config = resolved(session, config)
     columns, scale = _unit_columns(session, config), pixel_scale(config)
-    grid = _grid(session, config)
-    arrays = _masked(session, config, grid, columns)
+    grid = modelled_bins(session, config)
+    arrays = _masked(session, config, grid, columns, trains=fitted is None)
     train = (arrays["n_valid"] > 0) & (arrays["split"] == SPLITS.index("train"))
-    exposed, fitted, names = _transformed(session, config, grid, train, scale)
+    exposed, fitted, names = _transformed(session, config, grid, train, scale, fitted)
     responses = _chosen_responses(config, exposed.get("robs", grid.summed(session.responses)), columns)
     exposure = np.ones(grid.n_bins, np.float32) if session.exposure is None else grid.averaged(session.exposure)
     arrays |= _training_sums(responses, arrays["mask"], train, exposure)
@@ -182,8 +188,20 @@ def _resampling(session: Session, config: DatasetConfig) -> tuple[int, float]:
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """Modelled bins: each groups `factor` recorded bins from `first` on; runs are stretches of modelled bins."""
+class Grid:
+    """Modelled bins, each a group of recorded ones.
+
+    Attributes
+    ----------
+    first
+        (T,) first recorded bin of each.
+    factor
+        Recorded bins in each.
+    bin_rate
+        Modelled bins a second, Hz.
+    runs
+        (N, 2): first and one past the last modelled bin of each run.
+    """
 
     first: np.ndarray
     factor: int
@@ -192,27 +210,32 @@ class _Grid:
 
     @property
     def n_bins(self) -> int:
+        """Number of modelled bins, T."""
         return len(self.first)
 
     @property
     def groups(self) -> np.ndarray:
+        """(T, factor) recorded bins of each."""
         return self.first[:, None] + np.arange(self.factor)
 
     def at_last(self, array: np.ndarray) -> np.ndarray:
+        """The value in the last recorded bin of each."""
         return array[self.first + self.factor - 1]
 
     def summed(self, array: np.ndarray) -> np.ndarray:
+        """The sum over the recorded bins of each."""
         array = np.asarray(array)
         return array[self.groups].sum(axis=1) if self.factor > 1 else array[self.first]
 
     def averaged(self, array: np.ndarray) -> np.ndarray:
+        """The mean over the recorded bins of each."""
         array = np.asarray(array)
         if self.factor == 1:
             return array[self.first]
         return array[self.groups].mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-def _grid(session: Session, config: DatasetConfig) -> _Grid:
+def modelled_bins(session: Session, config: DatasetConfig) -> Grid:
     """Modelled bins are counted from each run's start; a rest that fills none is left out."""
     factor, bin_rate = _resampling(session, config)
     names, types = _types(session, config)
@@ -231,7 +254,7 @@ def _grid(session: Session, config: DatasetConfig) -> _Grid:
     if not starts:
         raise SessionError(f"session {config.session!r}: no bin of the types {types} lies in a trial")
     stops = np.cumsum(lengths)
-    return _Grid(np.concatenate(starts), factor, bin_rate, np.stack([stops - lengths, stops], axis=1))
+    return Grid(np.concatenate(starts), factor, bin_rate, np.stack([stops - lengths, stops], axis=1))
 
 
 def _types(session: Session, config: DatasetConfig) -> tuple[list[str], list[str]]:
@@ -244,7 +267,9 @@ def _types(session: Session, config: DatasetConfig) -> tuple[list[str], list[str
     return names, types
 
 
-def _masked(session: Session, config: DatasetConfig, grid: _Grid, columns: np.ndarray) -> dict[str, np.ndarray]:
+def _masked(
+    session: Session, config: DatasetConfig, grid: Grid, columns: np.ndarray, *, trains: bool
+) -> dict[str, np.ndarray]:
     """Which responses are valid, and which split each bin belongs to; a bin whose parts disagree is not used."""
     valid, labels = session.valid[grid.groups].all(axis=1), None
     if session.split is not None:
@@ -255,12 +280,17 @@ def _masked(session: Session, config: DatasetConfig, grid: _Grid, columns: np.nd
     mask = valid_responses(config, Bins(grid.runs, valid, missing), name=config.session, n_units=len(columns))
     n_valid = mask.sum(axis=1, dtype=np.int32)
     trial = session.trial[grid.first]
-    split = split_bins(config, name=config.session, trial=trial, usable=n_valid > 0, labels=labels)
+    split = split_bins(config, name=config.session, trial=trial, usable=n_valid > 0, labels=labels, trains=trains)
     return {"mask": mask, "n_valid": n_valid, "split": split}
 
 
 def _transformed(
-    session: Session, config: DatasetConfig, grid: _Grid, train: np.ndarray, scale: tuple[float, float] | None
+    session: Session,
+    config: DatasetConfig,
+    grid: Grid,
+    train: np.ndarray,
+    scale: tuple[float, float] | None,
+    fitted: Mapping[str, Any] | None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], tuple[str, ...]]:
     """What the pipelines expose, their constants, and the transform that each behaviour variable comes from."""
     signals: dict[str, np.ndarray] = {key: grid.averaged(value) for key, value in session.behavior.items()}
@@ -271,12 +301,13 @@ def _transformed(
     outputs = ("robs", "behavior") if scale is not None else ("stim", "robs", "behavior")
     bin_ms = 1000 / grid.bin_rate
     try:
-        fitted = fit_pipelines(config, signals, grid.runs, train, bin_ms=bin_ms)
+        if fitted is None:
+            fitted = fit_pipelines(config, signals, grid.runs, train, bin_ms=bin_ms)
         exposed = apply_pipelines(config, signals, runs=grid.runs, fitted=fitted, outputs=outputs, bin_ms=bin_ms)
         names = behavior_names(config, signals) if "behavior" in exposed else ()
     except ValueError as error:
         raise SessionError(f"session {config.session!r}: {error}") from None
-    return exposed, fitted, names
+    return exposed, dict(fitted), names
 
 
 def _chosen_responses(config: DatasetConfig, responses: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from .pipelines import runs_of
 from .prepare import Prepared
 from .session import SPLITS, frame_shape
 
-__all__ = ["ClipTable", "as_frames", "clip_table", "gather", "show", "stream", "usable_runs"]
+__all__ = ["ClipTable", "as_frames", "clip_table", "gather", "show", "stream", "stream_runs", "usable_runs"]
 
 
 def gather(
@@ -84,12 +84,15 @@ def as_frames(x: Tensor) -> Tensor:
     return x.reshape(*x.shape[:2], *frame_shape(x.shape[2:]))
 
 
-def usable_runs(prepared: Prepared, split: str) -> np.ndarray:
-    """Stretches of bins of one split whose windows are whole, (N, 2); each lies in one run."""
+def usable_runs(prepared: Prepared, split: str | None, *, least: int = 0) -> np.ndarray:
+    """Stretches of bins of one split (None: of all bins) whose windows are whole, (N, 2); each lies in one run.
+
+    A window reaches back as far as `keys_lags` says, and at least over `least` bins.
+    """
     bins = np.arange(prepared.n_bins)
-    usable = (prepared.split == SPLITS.index(split)) & (
-        bins - prepared.run_start >= prepared.spec.config.keys_lags.reach
-    )
+    usable = bins - prepared.run_start >= max(prepared.spec.config.keys_lags.reach, least)
+    if split is not None:
+        usable &= prepared.split == SPLITS.index(split)
     runs = runs_of(prepared.run_start, usable)
     return runs[usable[runs[:, 0]]]
 
@@ -203,7 +206,20 @@ def stream(
     runs = runs[_sum_between(prepared.n_valid, runs[:, 0], runs[:, 1]) > 0]
     kept = round(limit * len(runs)) if limit <= 1 else min(int(limit), len(runs))
     runs = runs[np.linspace(0, len(runs) - 1, max(1, kept)).round().astype(int)] if len(runs) else runs
-    runs = runs[np.argsort(runs[:, 0] - runs[:, 1], kind="stable")][part[0] :: part[1]]
+    order = np.argsort(runs[:, 0] - runs[:, 1], kind="stable")
+    runs = runs[order][part[0] :: part[1]]
+    for sample, _ in stream_runs(prepared, runs, context=context, chunk=chunk, bins=bins, shown=shown):
+        yield sample
+
+
+def stream_runs(
+    prepared: Prepared, runs: np.ndarray, *, context: int, chunk: int = 256, bins: int = 1024, shown: bool = True
+) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Every bin of some stretches (N, 2), the longest first, in clips that continue one another; see :func:`stream`.
+
+    With each sample comes (B,) one past the last bin that a clip predicts: what it gives from there on counts for
+    nothing.
+    """
     first = 0
     while first < len(runs):
         longest = int(runs[first, 1] - runs[first, 0])
@@ -216,7 +232,7 @@ def stream(
             begin = np.minimum(starts + offset, stops - 1)
             end = np.where(starts + offset < stops, stops, begin)
             sample = gather(prepared, begin, end, length=length, context=context, shown=shown)
-            yield replace(sample, clip=replace(sample.clip, carries=offset > 0))
+            yield replace(sample, clip=replace(sample.clip, carries=offset > 0)), end
 
 
 def _sum_between(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

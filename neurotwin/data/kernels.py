@@ -51,7 +51,7 @@ class AdaptationParams(Params):
     tau_z_ms: float = Field(60.0, gt=0, description="Time constant of the slow filter, ms.")
     n_y: float = Field(5.0, ge=0, description="Order of the fast filter.")
     n_z: float = Field(2.0, ge=0, description="Order of the slow filter.")
-    filter_length: PositiveInt = Field(32, description="Length of the filters, bins.")
+    filter_length: int = Field(32, gt=1, description="Length of the filters, bins; in one bin they are 0.")
     learnable_params: bool | tuple[str, ...] = Field(False, description="Learn all of the parameters, or those named.")
     height: PositiveInt | None = Field(None, description="Checked against the stimulus.")
     width: PositiveInt | None = Field(None, description="Checked against the stimulus.")

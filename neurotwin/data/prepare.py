@@ -219,15 +219,22 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     return Prepared(spec=replace(spec, subject=config.subject, config=config), source=source, key=key, **arrays)
 
 
-def open_session(config: DatasetConfig) -> Session:
+def open_session(config: DatasetConfig, *, verify: bool = False) -> Session:
     """The recording that a config names, its arrays memory-mapped; data of another layout are converted first.
+
+    Parameters
+    ----------
+    config
+        The session's configuration.
+    verify
+        Compare the whole content with its checksum.
 
     Raises
     ------
     SessionError
         If it is missing or broken.
     """
-    return Session.load(_session_file(config)[0], verify=False)
+    return Session.load(_session_file(config)[0], verify=verify)
 
 
 def _check_alike(specs: Sequence[SessionSpec]) -> None:

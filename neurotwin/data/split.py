@@ -11,8 +11,9 @@ __all__ = ["split_bins"]
 
 
 def split_bins(
-    config: DatasetConfig, *, name: str, trial: np.ndarray, usable: np.ndarray, labels: np.ndarray | None = None
-) -> np.ndarray:
+    config: DatasetConfig, *, name: str, trial: np.ndarray, usable: np.ndarray, labels: np.ndarray | None = None,
+    trains: bool = True,
+) -> np.ndarray:  # fmt: skip
     """Split of every bin: index into ``("train", "val", "test")``, or -1 for none, (T,) int8.
 
     Bins that the session labels keep their label. The other bins are split by whole trials, so that bins of equal trial
@@ -31,6 +32,8 @@ def split_bins(
         (T,) bool: bins with a valid count.
     labels
         (T,) names of the split, empty for bins to draw; or None.
+    trains
+        Whether the session is to be trained on; else its parts may be empty.
 
     Raises
     ------
@@ -50,8 +53,8 @@ def split_bins(
         for code, label in enumerate(SPLITS):
             codes[labels == label] = code
     # A session that labels all of its bins has said itself what it validates on, be it nothing.
-    validates = drawn.any() and config.train_val_split < 1
-    for code, label in enumerate(SPLITS[:2] if validates else SPLITS[:1]):
+    validates = trains and drawn.any() and config.train_val_split < 1
+    for code, label in enumerate(SPLITS[:2] if validates else SPLITS[: int(trains)]):
         if not (usable & (codes == code)).any():
             n_trials = len(np.unique(trial[usable]))
             raise SessionError(

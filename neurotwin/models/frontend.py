@@ -182,7 +182,8 @@ class TemporalBasis(Stage):
         bin_ms = params.bin_size_ms or 1000 / inputs.bin_rate
         if text := other_bins(params.bin_size_ms, 1000 / inputs.bin_rate):
             notice(MODEL, ("frontend", "params", "bin_size_ms"), text)
-        basis = torch.as_tensor(raised_cosine_basis(params, bin_ms), dtype=torch.get_default_dtype())
+        # A copy: numpy gives an array of one bin, read backwards, a stride that torch does not take.
+        basis = torch.as_tensor(raised_cosine_basis(params, bin_ms).copy(), dtype=torch.get_default_dtype())
         self.register_buffer("basis", basis.expand(inputs.channels, -1, -1).clone(), persistent=False)
         self.context = params.history_bins - 1
         self.outputs = replace(inputs, channels=inputs.channels * len(basis))
@@ -225,6 +226,10 @@ class DynamicalAdaptation(Stage):
             self.register_buffer(f"fixed_{name}", None if name in learned else raw, persistent=False)
         self.length, self.bin_ms = params.filter_length, 1000 / inputs.bin_rate
         self.context, self.outputs = params.filter_length - 1, inputs
+        if not self.filters().isfinite().all():
+            raise ConfigError(
+                f"filter_length: {self.length} bins are too few, the filters are 0 in all of them; use more"
+            )
 
     def value(self, name: str) -> Tensor:
         """The present value of a parameter, in the units of the config."""

@@ -119,7 +119,9 @@ class ActParams(Params):
     """Parameters of an activation."""
 
     negative_slope: float | None = Field(None, description="leakyrelu: slope below 0 (default 0.01).")
-    beta: float | None = Field(None, description="softplus, bsoftplus: sharpness (its initial value, where learned).")
+    beta: float | None = Field(
+        None, gt=0, description="softplus, bsoftplus: sharpness (its initial value, where learned)."
+    )
     split_dim: int | None = Field(None, description="splitrelu: axis that doubles; the channels by default.")
 
 
@@ -199,9 +201,10 @@ class Conv(Kernel):
         self.offset = tuple(e / 2 - p for e, p in zip(extent, self.padding, strict=True))
         what = f"conv_params: kernel_size {list(params.kernel_size)}"
         maps = inputs.resized(tuple(e + 1 for e in extent), self.stride, self.padding, what)
-        limit = {"reflect": min(inputs.height, inputs.width) - 1, "circular": min(inputs.height, inputs.width)}
-        if max(self.padding) > limit.get(self.mode, max(self.padding)):
-            raise ConfigError(f"conv_params.padding: {self.mode} needs padding of at most {limit[self.mode]} here")
+        spare = {"reflect": 1, "circular": 0}.get(self.mode)
+        for width, pixels in zip(self.padding, (inputs.height, inputs.width), strict=True):
+            if spare is not None and width > pixels - spare:
+                raise ConfigError(f"conv_params.padding: {self.mode} needs padding of at most {pixels - spare} here")
         self.outputs = replace(maps, channels=channels, step=inputs.step * step)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         pointwise = normal(channels, between, 1, 1, 1, std=sqrt(2 / between), generator=generator)

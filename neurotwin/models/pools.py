@@ -3,10 +3,10 @@
 from dataclasses import replace
 from functools import reduce
 from math import prod, sqrt
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +34,15 @@ class Pool(Layer):
         """Stride of a pool."""
 
         stride: PositiveSize | None = Field(None, description="Default: 2 in space, 1 in time.")
+
+        @model_validator(mode="after")
+        def _check_sizes(self) -> Self:
+            for key in ("stride", "kernel_size", "output_size"):
+                if (size := getattr(self, key, None)) is not None and min(size) < 1:
+                    raise ValueError(f"{key} must be at least 1 on every axis")
+            if min(getattr(self, "padding", (0,))) < 0:
+                raise ValueError("padding must not be negative")
+            return self
 
     stride: tuple[int, int] | None = (1, 1)
     offset: tuple[float, float] | None = (0.0, 0.0)
@@ -131,11 +140,12 @@ class AdaptivePool(Pool):
             sizes = [params.kernel_size or stride, stride]
         if any(size is None or size[0] != 1 for size in sizes):
             raise ConfigError(f"pool_params: {self.name} needs output_size: [1, H, W]; time is never pooled to a clip")
-        height, width = sizes[0][1:]
+        height, width = inputs.present(sizes[0][1:], 1)
         self.outputs = replace(inputs, height=height, width=width)
         if windowed:
-            kernel, stride = (size[1:] for size in sizes)
-            self.outputs = inputs.resized(kernel, stride, params.padding[1:], f"pool_params: {self.name}")
+            kernel, stride = (inputs.present(size[1:], 1) for size in sizes)
+            padding = inputs.present(params.padding[1:], 0)
+            self.outputs = inputs.resized(kernel, stride, padding, f"pool_params: {self.name}")
         self.size = (self.outputs.height, self.outputs.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -293,10 +303,10 @@ class LocalAttention(Pool):
 
     def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
-        size = params.spatial_kernel
+        size = inputs.present((params.spatial_kernel, params.spatial_kernel), 1)
         self.window, self.outputs = params.chan_window, inputs
-        reserve(inputs.channels, size, size)
-        self.weight = nn.Parameter(torch.full((inputs.channels, 1, size, size), 1 / size**2))
+        reserve(inputs.channels, *size)
+        self.weight = nn.Parameter(torch.full((inputs.channels, 1, *size), 1 / prod(size)))
 
     def forward(self, x: Tensor) -> Tensor:
         return per_frame(self._attend, x)

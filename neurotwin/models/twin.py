@@ -1,21 +1,20 @@
 """A twin is a network in use: it predicts recordings, draws responses, and is kept in files."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..checkpoint_file import CheckpointError
-from ..clip import Clip
 from ..config import ModelConfig
-from ..data.pipelines import apply_pipelines, pixel_scale
 from ..data.spec import SessionSpec
 from ..tensorfile import save_arrays
+from .inputs import Movie, Predictable, RecordedSession, is_recording, open_movie, open_recording
 from .network import Network, Streamer, evaluating
+from .prediction import Drawing, Draws, Prediction
 
 __all__ = ["TWIN_FORMAT", "TwinModel"]
 
@@ -47,67 +46,96 @@ class TwinModel(Network):
             f"{first.bin_rate:g} Hz"
         )
 
+    @overload
+    def predict(self, stimulus: Predictable, *, session: str | int | None = None, part: str | None = None,
+        chunk: int = 256) -> Prediction: ...  # fmt: skip
+
+    @overload
+    def predict(self, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None = None, *, session: str | int,
+        bin_rate: float, responses: np.ndarray | None = None, chunk: int = 256) -> np.ndarray: ...  # fmt: skip
+
     @torch.no_grad()
-    def predict(
-        self, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None = None, *, session: str | int,
-        bin_rate: float, responses: np.ndarray | None = None, chunk: int = 256,
-    ) -> np.ndarray:  # fmt: skip
-        """Rates for a raw movie.
+    def predict(self, stimulus, behavior=None, *, session=None, bin_rate=None, responses=None, part=None, chunk=256):
+        """Rates for a recording, or for a raw movie.
+
+        A recording is resampled and transformed as in training, with the constants that were fitted then, and whole
+        trials are streamed: what a recurrent core remembers is carried through each. Of a movie the caller says what it
+        is, and it is compared with what training saw.
 
         Parameters
         ----------
         stimulus
-            (T, ...) as a recording of the session holds it.
+            A :class:`~neurotwin.data.session.Session`, the path of a session file or of a recording of any known
+            format, or the name of a session of this model, which is then found where it was trained. Or a movie
+            (T, ...), one stretch without gaps, its values as a recording of the session holds them.
         behavior
-            Raw signals by name, each (T,) or (T, K); the session's transforms are applied with the constants fitted
-            in training.
+            For a movie: raw signals by name, each (T,) or (T, K).
         session
-            Name or index of the session whose units are predicted.
+            Name or index of the session whose units are predicted; a recording's own name will do.
         bin_rate
-            Bins a second of what is given, Hz. It must be that of the model, because a movie at another rate would be
+            For a movie: its bins a second, Hz, which must be those of the model, because at another rate it would be
             predicted as if it were slower or faster.
         responses
-            (T, U), for a model with spike history.
+            For a movie and a model with spike history: (T, U). A recording has its own.
+        part
+            For a recording: "train", "val" or "test", as training drew them; None: all bins.
         chunk
-            Frames predicted at a time. The result does not depend on it: a recurrent model carries its state from chunk
-            to chunk.
+            Bins predicted at a time: memory and speed. The result does not depend on it (to rounding): a recurrent
+            model carries its state from chunk to chunk.
 
         Returns
         -------
-        ndarray
-            (T, U) expected responses per bin; NaN in the first `context` rows, which lack frames to see.
+        Prediction or ndarray
+            For a recording a :class:`~neurotwin.models.prediction.Prediction`, whose `rates` are those that
+            `neurotwin evaluate` scores. For a movie (T, U) expected responses per bin. NaN where a bin lacks frames to
+            see: in the first `context` bins of a movie and of every trial.
 
         Raises
         ------
         ValueError
             If what is given is not like what the session was trained on: another rate, frames of another size, fewer
-            bins than a prediction sees, or values of another range.
+            bins than a prediction sees, values of another range, other behaviour, NaN.
+        SessionError
+            If a recording is missing, broken, or cannot be one of the session's.
         """
-        index = self.session_index(session)
-        rates = np.full((len(stimulus), self.sessions[index].n_units), np.nan, np.float32)
-        history, n_lags = None, 0
-        if self.takes_history:
-            if responses is None:
-                raise ValueError("this model sees spike history; give responses, or draw them with sample()")
-            n_lags = self.per_session[index].history_encoder.n_lags
-            padded = np.concatenate([np.zeros((n_lags, rates.shape[1])), responses])
-            history = torch.as_tensor(padded, dtype=self.like.dtype, device=self.like.device)[None]
+        if is_recording(stimulus):
+            recorded = self._open(stimulus, behavior, responses, session, bin_rate, part)
+            shape = recorded.prepared.responses.shape
+            rates, streamer = np.full(shape, np.nan, np.float32), Streamer(self)
+            with evaluating(self):
+                for sample, bins in recorded.clips(self.context, chunk):
+                    predicted = streamer(sample.clip.to(self.like.device)).cpu().numpy()
+                    rates[bins[bins >= 0]] = predicted[bins >= 0]
+            return Prediction(rates=rates, mask=recorded.mask(rates), **recorded.known)
+        movie = self._open_movie(stimulus, behavior, responses, session, bin_rate, part, chunk)
+        if self.takes_history and responses is None:
+            raise ValueError("this model sees spike history; give responses, or draw them with sample()")
+        rates = np.full((len(movie.frames), self.sessions[movie.index].n_units), np.nan, np.float32)
+        streamer = Streamer(self)
         with evaluating(self):
-            for start, stop, features, variables in self._stream(index, stimulus, behavior, bin_rate, chunk):
-                seen = None if history is None else history[:, start : stop + n_lags]
-                rates[start:stop] = self.per_session[index](features, variables, seen)[0].cpu().numpy()
+            for clip, bins in movie.clips(self, chunk):
+                rates[bins] = streamer(clip)[0].cpu().numpy()
         return rates
+
+    @overload
+    def sample(self, stimulus: Predictable, *, session: str | int | None = None, part: str | None = None,
+        n_samples: int = 1, generator: torch.Generator | None = None, chunk: int = 256) -> Draws: ...  # fmt: skip
+
+    @overload
+    def sample(self, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None = None, *, session: str | int,
+        bin_rate: float, n_samples: int = 1, generator: torch.Generator | None = None, chunk: int = 256,
+    ) -> tuple[np.ndarray, np.ndarray]: ...  # fmt: skip
 
     @torch.no_grad()
     def sample(
-        self, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None = None, *, session: str | int,
-        bin_rate: float, n_samples: int = 1, generator: torch.Generator | None = None, chunk: int = 256,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Draw responses forward in time. A model with spike history sees those that it drew, and zeros before them.
+        self, stimulus, behavior=None, *, session=None, bin_rate=None, part=None, n_samples=1, generator=None,
+        chunk=256,
+    ):  # fmt: skip
+        """Draw responses forward in time. A model with spike history sees those that it drew, and zeros before a trial.
 
         Parameters
         ----------
-        stimulus, behavior, session, bin_rate, chunk
+        stimulus, behavior, session, bin_rate, part, chunk
             As for :meth:`predict`.
         n_samples
             Responses to draw of every bin.
@@ -116,25 +144,35 @@ class TwinModel(Network):
 
         Returns
         -------
-        responses, rates
-            (n_samples, T, U) responses and the rates that they were drawn from; NaN in the first `context` bins.
+        drawn, rates
+            (n_samples, T, U) responses and the rates that they were drawn from; NaN where :meth:`predict` gives NaN.
+            For a recording they come as :class:`~neurotwin.models.prediction.Draws`, with what was recorded.
         """
-        index, like = self.session_index(session), self.like
-        module, n_units = self.per_session[index], self.sessions[index].n_units
-        generator = torch.Generator(like.device).manual_seed(0) if generator is None else generator
-        encoder = module.history_encoder
-        recent = like.new_zeros(n_samples, encoder.n_lags if encoder else 1, n_units)
-        drawn = np.full((n_samples, len(stimulus), n_units), np.nan, np.float32)
+        if not isinstance(n_samples, int) or n_samples < 1:
+            raise ValueError(f"n_samples is {n_samples!r}; give a whole number of at least 1")
+        generator = torch.Generator(self.like.device).manual_seed(0) if generator is None else generator
+        streamer = Streamer(self)
+        if is_recording(stimulus):
+            recorded = self._open(stimulus, behavior, None, session, bin_rate, part)
+            drawing = Drawing(self.per_session[recorded.index], n_samples, generator)
+            drawn = np.full((n_samples, *recorded.prepared.responses.shape), np.nan, np.float32)
+            rates = drawn.copy()
+            with evaluating(self):
+                for sample, bins in recorded.clips(self.context, chunk):
+                    sample = sample.to(self.like.device)
+                    seen, carries = streamer.features(sample.clip), sample.clip.carries
+                    made = drawing(*seen, carries=carries, exposure=sample.target.exposure)
+                    for target, values in zip((drawn, rates), made, strict=True):
+                        target[:, bins[bins >= 0]] = values.cpu().numpy()[:, bins >= 0]
+            return Draws(drawn=drawn, rates=rates, mask=recorded.mask(rates[0]), **recorded.known)
+        movie = self._open_movie(stimulus, behavior, None, session, bin_rate, part, chunk)
+        drawing = Drawing(self.per_session[movie.index], n_samples, generator)
+        drawn = np.full((n_samples, len(movie.frames), self.sessions[movie.index].n_units), np.nan, np.float32)
         rates = drawn.copy()
         with evaluating(self):
-            for start, _, features, variables in self._stream(index, stimulus, behavior, bin_rate, chunk):
-                drives = module.drive(features, variables)[0]
-                for bin, drive in enumerate(drives, start):
-                    drive = drive + encoder(recent)[:, 0] if encoder else drive.expand(n_samples, -1)
-                    rate = module.rate(drive)
-                    responses = module.likelihood.sample(rate, generator=generator)
-                    recent = torch.cat([recent[:, 1:], responses[:, None]], dim=1)
-                    drawn[:, bin], rates[:, bin] = responses.cpu(), rate.cpu()
+            for clip, bins in movie.clips(self, chunk):
+                made = drawing(*streamer.features(clip), carries=clip.carries)
+                drawn[:, bins], rates[:, bins] = (values[:, 0].cpu().numpy() for values in made)
         return drawn, rates
 
     def describe(self) -> dict[str, Any]:
@@ -156,61 +194,18 @@ class TwinModel(Network):
         save_arrays(path, arrays, {"format": TWIN_FORMAT, "twin": json.dumps(self.describe())})
         return Path(path)
 
-    def _stream(
-        self, index: int, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None, bin_rate: float, chunk: int
-    ) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-        """First bin, one past the last, features (1, C, L, H, W) and behaviour, chunk by chunk."""
-        spec, device = self.sessions[index], self.like.device
-        self._check_raw(spec, stimulus, behavior, bin_rate)
-        signals, bin_ms = {"stim": stimulus, **(behavior or {})}, 1000 / spec.bin_rate
-        if pixel_scale(spec.config) is None:
-            settings = {"fitted": spec.fitted, "bin_ms": bin_ms}
-            stimulus = apply_pipelines(spec.config, signals, outputs=("stim",), **settings)["stim"]
-        frames = stimulus.reshape(len(stimulus), *spec.frame_shape)
-        variables = None
-        if self.takes_behavior:
-            settings = {"fitted": spec.fitted, "bin_ms": bin_ms}
-            variables = apply_pipelines(spec.config, signals, outputs=("behavior",), **settings)["behavior"]
-            variables = torch.as_tensor(variables)[None].to(device, self.like.dtype)
-        streamer = Streamer(self)
-        for start in range(self.context, len(frames), chunk):
-            stop, carries = min(start + chunk, len(frames)), start > self.context
-            first = start - (self.receptive_field - 1 if carries else self.context)
-            shown = torch.as_tensor(np.array(frames[first:stop])).to(device).transpose(0, 1)[None]
-            seen = None if variables is None else variables[:, first:stop]
-            features, _ = streamer.features(Clip(index, stop - start, shown, behavior=seen, carries=carries))
-            yield start, stop, features, seen
+    def _open(
+        self, given: Predictable, behavior: Any, responses: Any, session: str | int | None, bin_rate: float | None,
+        part: str | None,
+    ) -> RecordedSession:  # fmt: skip
+        if behavior is not None or responses is not None:
+            raise ValueError("a recording brings its own behaviour and responses; give arrays with a movie only")
+        return open_recording(self, given, session=session, bin_rate=bin_rate, part=part)
 
-    def _check_raw(
-        self, spec: SessionSpec, stimulus: np.ndarray, behavior: Mapping[str, np.ndarray] | None, bin_rate: float
-    ) -> None:
-        if abs(bin_rate - spec.bin_rate) > 1e-3 * spec.bin_rate:
-            raise ValueError(
-                f"the movie has {bin_rate:g} bins a second and the model of {spec.name} {spec.bin_rate:g}; resample it"
-            )
-        for name, signal in (behavior or {}).items():
-            if len(signal) != len(stimulus):
-                raise ValueError(f"{name} has {len(signal)} bins where the stimulus has {len(stimulus)}")
-        if len(stimulus) <= self.context:
-            raise ValueError(
-                f"{len(stimulus)} frames: a prediction sees {self.context + 1}, so give at least as many; show a blank "
-                "before the movie if there is nothing else"
-            )
-        if pixel_scale(spec.config) is not None and np.prod(stimulus.shape[1:]) != np.prod(spec.frame_shape):
-            raise ValueError(
-                f"frames of shape {stimulus.shape[1:]}, where {spec.name} has {spec.frame_shape} (C, H, W)"
-            )
-        if spec.stimulus_range is None:
-            return
-        low, high = spec.stimulus_range
-        least, most, span = float(np.min(stimulus)), float(np.max(stimulus)), max(high - low, 1e-12)
-        if not (low - span <= least and most <= high + span):
-            fault = f"reach from {least:g} to {most:g}"
-        elif np.asarray(stimulus).dtype != np.uint8 and span > 50 and least >= 0 and most <= 1:
-            fault = f"reach from {least:g} to {most:g}, as if they were scaled already"
-        else:
-            return
-        raise ValueError(
-            f"values of the stimulus {fault}, where those that {spec.name} was trained on reach from {low:g} to "
-            f"{high:g}; give them as recorded"
-        )
+    def _open_movie(
+        self, stimulus: Any, behavior: Any, responses: Any, session: str | int | None, bin_rate: float | None,
+        part: str | None, chunk: int,
+    ) -> Movie:  # fmt: skip
+        if part is not None:
+            raise ValueError(f"part={part!r}: an array has no parts; predict a recording, or its name")
+        return open_movie(self, stimulus, behavior, responses, session=session, bin_rate=bin_rate, chunk=chunk)

@@ -169,7 +169,8 @@ class MultiDatasetModel(pl.LightningModule):
         if statistics is not None:
             self.twin.initialise(statistics)
         if source is not None:
-            load_pretrained(self.twin, source, pretrained_checkpoint, exact=_VISION_PARTS)
+            exact = CORE_PARTS if freeze_core else _VISION_PARTS  # nothing that starts anew may be frozen
+            load_pretrained(self.twin, source, pretrained_checkpoint, exact=exact)
         self.frozen = CORE_PARTS if freeze_core else _VISION_PARTS if freeze_vision else ()
         for part in self.frozen:
             getattr(self.twin, part).requires_grad_(False)

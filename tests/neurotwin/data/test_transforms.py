@@ -277,6 +277,22 @@ def test_raised_cosines_peak_where_they_should():
     assert not late[:, -30:].any() and late[:2, -32:-30].tolist() == [[0, 1], [1, 0]]
 
 
+def test_raised_cosines_are_the_papers_equation_value_by_value():
+    """b(t) = (1 + cos(clip((g(t) − c) π / (2 Δ), ±π))) / 2 with g(t) = log(t + 1 bin): Pillow et al. 2008."""
+    for log_spacing in (True, False):
+        params = RaisedCosineParams(
+            num_cosine_funcs=4, history_bins=30, peak_range_ms=(8, 90), normalize=False, log_spacing=log_spacing
+        )
+        basis = raised_cosine_basis(params, 4.0)
+        warp = (lambda t: math.log(t + 4)) if log_spacing else float
+        spacing = (warp(90) - warp(8)) / 3
+        for number in range(4):
+            for lag in range(30):
+                phase = (warp(4 * lag) - warp(8) - number * spacing) * math.pi / (2 * spacing)
+                expected = (1 + math.cos(min(max(phase, -math.pi), math.pi))) / 2
+                assert basis[number, 29 - lag] == pytest.approx(expected, abs=1e-9), (log_spacing, number, lag)
+
+
 # --- from pipelines to inputs ---------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ PREDICTED = [
 
 @pytest.mark.parametrize("name", PREDICTED)
 def test_predict_is_the_model_on_the_whole_movie(name, components, spec):
-    twin = TwinModel(ModelConfig(**components[name]), [spec(config=GAZE)])
+    twin = TwinModel(ModelConfig(**components[name]), [spec(config=GAZE, behavior_names=("gaze",) * 2)])
     rng = np.random.default_rng(0)
     movie = rng.integers(0, 256, (40, 14, 12), dtype=np.uint8)
     gaze = rng.standard_normal((40, 2)).astype(np.float32)
@@ -81,7 +81,7 @@ MOVIE = np.random.default_rng(0).integers(0, 256, (30, 14, 12), dtype=np.uint8)
 )
 def test_predict_refuses_what_does_not_fit(arguments, message, components, spec):
     config = ModelConfig(frontend=FILTERS, **components["concat"])
-    twin = TwinModel(config, [spec(config=GAZE, stimulus_range=(0.0, 255.0))])
+    twin = TwinModel(config, [spec(config=GAZE, stimulus_range=(0.0, 255.0), behavior_names=("gaze",) * 2)])
     n_bins = len(arguments.get("stimulus", MOVIE))
     usual = {"stimulus": MOVIE, "behavior": {"gaze": np.zeros((n_bins, 2))}, "session": 0, "bin_rate": 100.0}
     twin.predict(**usual | {"stimulus": MOVIE, "behavior": {"gaze": np.zeros((30, 2))}})

@@ -61,6 +61,23 @@ def test_gaussian_starts_where_it_is_told(maps, generator):
     assert drive.abs().max() < 0.5
 
 
+@pytest.mark.parametrize(("height", "width"), [(12, 4), (3, 10), (6, 1)])
+def test_the_narrowest_gaussian_is_half_a_pixel_along_each_axis(height, width, maps, generator):
+    """On maps that are not square, by a loop over pixels, at any angle."""
+    readout = GaussianReadout(GaussianReadout.Params(), maps(2, height, width), 3, generator=generator)
+    with torch.no_grad():
+        readout.std.zero_(), readout.theta.copy_(torch.tensor([0.0, 0.3, -1.0]))
+    weights = readout.weights().detach()
+    for u in range(3):
+        (x, y), theta = readout.mean[u].tolist(), readout.theta[u].item()
+        expected = np.zeros((height, width))
+        for i, j in np.ndindex(height, width):
+            dx, dy = (2 * j + 1) / width - 1 - x, (2 * i + 1) / height - 1 - y
+            along, across = np.cos(theta) * dx + np.sin(theta) * dy, np.cos(theta) * dy - np.sin(theta) * dx
+            expected[i, j] = np.exp(-((along * width) ** 2 + (across * height) ** 2) / 2)
+        np.testing.assert_allclose(weights[u], expected / expected.sum(), atol=1e-12)
+
+
 def test_a_gaussian_of_no_width_still_learns_where_to_go(maps, generator):
     readout = GaussianReadout(GaussianReadout.Params(initial_std=1e-6), maps(1), 1, generator=generator)
     with torch.no_grad():
