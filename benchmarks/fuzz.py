@@ -2,8 +2,8 @@
 
     python -m benchmarks.fuzz --tries 5000 --write-docs
 
-A try is right if it was accepted and does what it says, or was refused in exactly one line by an error that the commands
-show without a traceback. Anything else is a fault, and is printed with the seed that makes it again.
+A try is right if it was accepted and does what it says, or was refused in exactly one line by an error that the
+commands show without a traceback. Anything else is a fault, and is printed with the seed that makes it again.
 """
 
 import argparse

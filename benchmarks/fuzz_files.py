@@ -1,7 +1,7 @@
 """Random model and dataset files: made from the schemas, so that a key that is added later is tried as well.
 
-A file is either random in all of its parts or a file that works, and then one of its values is replaced, left out, given
-twice or put elsewhere. Most hostile values are of a wrong type or far too large.
+A file is either random in all of its parts or a file that works, and then one of its values is replaced, left out,
+given twice or put elsewhere. Most hostile values are of a wrong type or far too large.
 """
 
 from collections import Counter
@@ -193,10 +193,13 @@ def strange_text(random: Random) -> tuple[str, str]:
         "brackets": "convnet: " + "[" * depth + "]" * depth,
         "braces": "a: " + "{a: " * depth + "1" + "}" * depth,
         "lists in lists": "convnet:\n  " + "- " * depth + "1",
-        "an object": "convnet: !!python/object/apply:os.getcwd []", "a bomb": bomb, "a loop": "convnet: &a {params: *a}",
-        "a key twice": "convnet: none\nconvnet: none\n", "a merge": "<<: {convnet: none}\n", "a date": "seed: 2020-01-01",
+        "an object": "convnet: !!python/object/apply:os.getcwd []", "a bomb": bomb,
+        "a loop": "convnet: &a {params: *a}",
+        "a key twice": "convnet: none\nconvnet: none\n", "a merge": "<<: {convnet: none}\n",
+        "a date": "seed: 2020-01-01",
         "bytes": "session: !!binary aGVsbG8=", "a set": "cids: !!set {1, 2}", "a key that is a list": "[1, 2]: 3\n",
-        "a key that is a mapping": "{a: 1}: 2\n", "no character": "session: \0\n", "half a pair": 'session: "\\ud800"\n',
+        "a key that is a mapping": "{a: 1}: 2\n", "no character": "session: \0\n",
+        "half a pair": 'session: "\\ud800"\n',
         "a mark at the start": "\ufeffconvnet: none\n", "a number of many digits": f"seed: {'9' * 5000}\n",
         "sexagesimal": "seed: 1:30:00\n", "octal": "seed: 0777\n", "an alias of nothing": "convnet: *a\n",
     }  # fmt: skip
@@ -205,8 +208,8 @@ def strange_text(random: Random) -> tuple[str, str]:
 
 
 _WORDS = (
-    "stim", "robs", "behavior", "history", "gaze", "pupil", "x", "movie", "val", "ada_1", "a/b", "readout", "std", "dfs",
-    "0..3", "relu", "core",
+    "stim", "robs", "behavior", "history", "gaze", "pupil", "x", "movie", "val", "ada_1", "a/b", "readout", "std",
+    "dfs", "0..3", "relu", "core",
 )  # fmt: skip
 
 

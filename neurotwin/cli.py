@@ -17,9 +17,12 @@ from .analysis.evaluate import evaluate
 from .analysis.inspect import inspect_text
 from .analysis.recording import recording_text, session_row
 from .analysis.recording_page import recording_page
-from .analysis.report import html_page, load_run, markdown_table, report_rows, summary_text, text_table
+from .analysis.report import load_run, markdown_table, report_rows, summary_text, text_table
+from .analysis.report_data import gather, stored
+from .analysis.report_page import html_page
+from .analysis.report_units import changes_text
 from .checkpoint_file import CheckpointError
-from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config, registered
+from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config, noticing, registered
 from .data.convert import convert_recordings, parse_options
 from .data.formats import Format, find_format, nwb, read_session
 from .data.prepare import prepare
@@ -95,13 +98,15 @@ def inspect(arguments: argparse.Namespace) -> int:
         return _inspect_recording(arguments)
     if arguments.dataset_configs_path is None:
         raise ConfigError("inspect: --model_config needs --dataset_configs_path")
-    config = load_model_config(arguments.model_config)
-    datasets = load_dataset_configs(
-        arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
-    )
-    check_run(config, datasets)
+    with noticing() as notices:
+        config = load_model_config(arguments.model_config)
+        datasets = load_dataset_configs(
+            arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
+        )
+        check_run(config, datasets)
     sessions = prepare(datasets, progress=_progress)
-    print(inspect_text(TwinModel(config, [session.spec for session in sessions]), sessions))
+    twin = TwinModel(config, [session.spec for session in sessions])
+    print(inspect_text(twin, sessions, notices=notices.lines()))
     return 0
 
 
@@ -182,11 +187,23 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Show the results of runs beside one another."""
-    runs = [load_run(folder) for folder in arguments.runs]
-    rows = report_rows(runs)
+    compare = arguments.compare is not None
+    runs = [load_run(folder) for folder in [*([arguments.compare] if arguments.compare else []), *arguments.runs]]
+    if compare and len(runs) != 2:
+        raise EvaluationError(f"--compare needs two runs, the earlier first; {len(runs)} are given")
+    data = [stored(run) for run in runs]
+    if arguments.html and not arguments.no_data:
+        options = {"data_dir": arguments.data_dir, "device": arguments.device, "progress": _progress}
+        data = [gather(run, **options) for run in runs]
+    rows = report_rows(runs, [found.test for found in data])
     print(markdown_table(rows) if arguments.markdown else text_table(rows))
+    for note in (note for run, found in zip(runs, data, strict=True) for note in (*run.notes, *found.notes)):
+        logger.info("%s", note)
+    if compare:
+        print(changes_text(*(run.table for run in runs), tolerance=arguments.tolerance))
     if arguments.html:
-        Path(arguments.html).write_text(html_page(runs, title=arguments.title), encoding="utf-8")
+        page = html_page(runs, title=arguments.title, data=data, compare=compare, tolerance=arguments.tolerance)
+        write_text(arguments.html, page)
         logger.info("page: %s", arguments.html)
     return 0
 
@@ -300,6 +317,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--markdown", action="store_true", help="print the table as markdown")
     sub.add_argument("--html", metavar="FILE", help="also write a page with figures, which needs no other file")
     sub.add_argument("--title", default="Runs", help="of the page (%(default)s)")
+    sub.add_argument(
+        "--compare", nargs="?", const="", metavar="RUN",
+        help="mark the units that changed since this run, or since the first of two that are given",
+    )  # fmt: skip
+    sub.add_argument("--tolerance", type=float, default=0.01, help="what is no change of a unit (%(default)s)")
+    sub.add_argument("--no_data", action="store_true", help="page: use neither checkpoints nor recordings")
+    sub.add_argument("--data_dir", help="page: folder of session data, if it has moved since training")
+    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="page: (%(default)s)")
 
     sub = command("compare", compare_runs)
     sub.add_argument("run_a", help="folder of a run, or a table of units (.csv)")

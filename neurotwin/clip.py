@@ -3,8 +3,8 @@
 B clips, T frames in, L bins to predict (the last L of the T), C channels, H x W pixels, U units, K behaviour variables,
 F features. Time runs oldest first.
 
-The classes are not frozen, because Lightning's plugins for true half and double precision convert what they find by
-setting the fields of a copy. Nothing here changes one.
+Nothing changes these objects once they are made; :func:`dataclasses.replace` makes others. They are not declared as
+frozen, because Lightning, which converts what a step is given to float64 in a run of that precision, refuses such.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ __all__ = ["Clip", "Sample", "Target"]
 Part = TypeVar("Part")
 
 
-@dataclass
+@dataclass(eq=False)
 class Clip:
     """What a model sees: clips of one session.
 
@@ -34,8 +34,8 @@ class Clip:
     behavior
         (B, T, K) float32, or None for a session without behaviour.
     history
-        (B, n_history + L, U) responses of the predicted bins and of the bins before them, which a model of spike
-        history sees. None for models without.
+        (B, n_history + L, U) responses, those before the L predicted bins included: what a model of spike history
+        conditions on. None for models without.
     bins
         (B,) int64: index of the first predicted bin of each clip in the prepared session; None for data that are not
         of a prepared session.
@@ -64,7 +64,7 @@ class Clip:
         return f"Clip of session {self.session}: {clips} x {self.length} bins to predict"
 
 
-@dataclass
+@dataclass(eq=False)
 class Target:
     """What was recorded in the predicted bins of some clips.
 
@@ -83,7 +83,7 @@ class Target:
     exposure: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Sample:
     """Clips of one session, and what was recorded in the bins that they predict."""
 

@@ -65,7 +65,7 @@ def test_v4_row_holds_its_image_its_counts_and_its_repeats(v4: Path) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(archive.read(name))), float)  # (112, 112, 3)
     halved = pixels.reshape(56, 2, 56, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert np.abs(session.stimulus[row] - halved).max() <= 0.5
-    np.testing.assert_array_equal(session.spikes, np.load(DATA / "v4_images/counts_190923.npy"))
+    np.testing.assert_array_equal(session.responses, np.load(DATA / "v4_images/counts_190923.npy"))
     np.testing.assert_array_equal(session.exposure, np.load(DATA / "v4_images/repeats_190923.npy"))
 
 
@@ -122,8 +122,8 @@ def test_retina_session_is_the_recording(retina: Path) -> None:
     segment, bin_ = 7, 12345
     row = segment * 21600 + bin_
     np.testing.assert_array_equal(session.stimulus[row, :, 0], 255 * source["stimulus"][:, 0, bin_, segment])
-    np.testing.assert_array_equal(session.spikes[row], source["spikes_train"][:, bin_, segment])
-    assert session.spikes[: 10 * 21600].sum() == source["spikes_train"][..., :10].sum()
+    np.testing.assert_array_equal(session.responses[row], source["spikes_train"][:, bin_, segment])
+    assert session.responses[: 10 * 21600].sum() == source["spikes_train"][..., :10].sum()
     assert session.stimulus.shape == (10 * 21600 + 3 * 4000, 31, 1)
     first, *others = (session.stimulus[session.trial == trial] for trial in (10, 11, 12))
     assert all((first == other).all() for other in others)
@@ -137,7 +137,8 @@ def test_retina_trains_and_is_scored_as_defined(retina: Path) -> None:
     source = loadmat(DATA / "retina_bars/test_data_bars.mat")
     movie = 255 * source["stimulus_test"].transpose(2, 0, 1)
     spikes = source["spikes_test"][..., :3].astype(float)  # (cells, bins, repeats)
-    rates = load_twin(checkpoint).predict(movie, session="rat_bars").astype(float)
+    bin_rate = Session.load(retina / "rat_bars.safetensors").bin_rate
+    rates = load_twin(checkpoint).predict(movie, session="rat_bars", bin_rate=bin_rate).astype(float)
     assert np.isnan(rates[:239]).all()
     for cell in range(6):
         y, rate = spikes[cell, 239:], rates[239:, cell, None]

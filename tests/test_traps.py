@@ -194,9 +194,7 @@ def test_trap_17_a_proximal_step_is_taken_once_an_optimizer_step(tmp_path, monke
     """By two accumulated micro-batches and however many groups there are."""
     calls = []
     soft_threshold = penalties_module.soft_threshold
-    monkeypatch.setattr(
-        penalties_module, "soft_threshold", lambda w, s: calls.append(w.shape) or soft_threshold(w, s)
-    )
+    monkeypatch.setattr(penalties_module, "soft_threshold", lambda w, s: calls.append(w.shape) or soft_threshold(w, s))
     record(tmp_path)
     prox = {"name": "prox", "type": "proximal_l1", "lambda": 1e-3, "apply_to": ["convnet/conv.weight", "features"]}
     data = data_of(configure(tmp_path), steps_per_epoch=6, accumulate=2)
@@ -293,7 +291,9 @@ def test_trap_28_no_signal_reaches_before_its_trial(tmp_path, lags):
         else:
             assert sample.clip.behavior[row, 2 + offset].tolist() == [now, now - 5]
     filters = {"dfs": {"ops": [{"valid_nlags": {"n_lags": 4}}]}}  # fewer than are read: covers these all the same
-    fewer = prepare_session(config.model_copy(update={"datafilters": configure(tmp_path, datafilters=filters).datafilters}))
+    fewer = prepare_session(
+        config.model_copy(update={"datafilters": configure(tmp_path, datafilters=filters).datafilters})
+    )
     np.testing.assert_array_equal(fewer.mask, prepared.mask)
 
 

@@ -23,6 +23,7 @@ from neurotwin.files import write_text
 from .checkpoints import SafeCheckpoint
 from .figures import ModelLogging
 from .samplers import ContrastWeightedSampler
+from .schedulers import largest_rate
 from .seams import micro_batches_done
 from .signals import Interrupted, StopSignals
 
@@ -88,7 +89,7 @@ class EpochHeartbeat(Callback):
         logger.info(
             "epoch %d%s: %s, lr %.3g, %s (%.0f predictions/s)%s",
             done, f"/{total}" if total else "", ", ".join(values),
-            max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups),
+            largest_rate(trainer.optimizers),
             _clock(seconds), self._bins / max(self._trained, 1e-9), left,
         )  # fmt: skip
 
@@ -177,7 +178,7 @@ class MetricsFile(Callback):
         chosen = [n for name in self.names for n in values if n == name or (name.endswith("/") and n.startswith(name))]
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= {name: values[name] for name in chosen}
-        row["lr"] = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        row["lr"] = largest_rate(trainer.optimizers)
         self.rows.append(row)
         self._write()
 

@@ -44,6 +44,8 @@ class Regularizers:
 
     Attributes
     ----------
+    names
+        Under which the terms are logged.
     no_decay
         Names of parameters with an l2 or group_lasso term: they get no weight decay besides.
 
@@ -76,6 +78,7 @@ class Regularizers:
 
     def __init__(self, configs: Sequence[RegularizerConfig], parameters: Iterable[ParameterInfo]) -> None:
         known = {info.name: info for info in parameters}
+        self.names = tuple(config.name for config in configs)
         self._terms = [(config, define("penalty", config.type), _matching(config, known)) for config in configs]
         for config, kind, matched in self._terms:
             for info in matched:

@@ -155,16 +155,27 @@ def check_same_run(
 def first_difference(there: Any, here: Any, name: str = "") -> str | None:
     """The first key, depth first, in which two plain values differ; None where they are the same.
 
+    Lists of mappings are compared entry by entry, so that the message holds what differs and not the whole list.
+
     Examples
     --------
     >>> first_difference({"a": {"b": [1]}}, {"a": {"b": [2]}})
     'a.b was [1] and is [2]'
+    >>> first_difference({"blocks": [{"norm": "rms"}]}, {"blocks": [{"norm": "layer"}]})
+    "blocks.0.norm was 'rms' and is 'layer'"
     """
+    if _entries(there) and _entries(here) and len(there) == len(here):
+        there, here = (dict(enumerate(value)) for value in (there, here))
     if isinstance(there, dict) and isinstance(here, dict):
         keys = [*there, *(key for key in here if key not in there)]
         parts = (first_difference(there.get(k), here.get(k), f"{name}.{k}".strip(".")) for k in keys)
         return next((part for part in parts if part), None)
     return None if there == here else f"{name} was {there!r:.200} and is {here!r:.200}"
+
+
+def _entries(value: Any) -> bool:
+    """Whether a value is a list of mappings."""
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
 
 
 # Flags that a run may go on with other values of: they change when and where it is trained, not what. Models, sessions

@@ -5,6 +5,7 @@ it known under the name that ``--lr_scheduler`` takes.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "Plateau",
     "Schedule",
     "Thirds",
+    "largest_rate",
     "make_scheduler",
 ]
 
@@ -222,3 +224,10 @@ def make_scheduler(
         max_epochs, steps_per_epoch, warmup_epochs, restart_period, batches_per_epoch or steps_per_epoch, monitor
     )
     return define("lr_schedule", kind)(plan).make(optimizer)
+
+
+def largest_rate(optimizers: Iterable[Optimizer]) -> float:
+    """The largest learning rate at present; that of positions, which have a unit of their own, only where all have."""
+    groups = [group for one in optimizers for group in one.param_groups]
+    usual = [group["lr"] for group in groups if group.get("lr_scale", 1.0) == 1.0]
+    return max(usual or [group["lr"] / group["lr_scale"] for group in groups])

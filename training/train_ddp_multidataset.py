@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.analysis.report import load_run, report_rows, text_table
 from neurotwin.checkpoint_file import find_checkpoint, read_checkpoint
-from neurotwin.config import ModelConfig, load_dataset_configs, load_model_config
+from neurotwin.config import ModelConfig, load_dataset_configs, load_model_config, noticing
 from neurotwin.data.session import SPLITS
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.files import write_json, write_text
@@ -78,9 +78,10 @@ def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> 
     for line in without_effect(arguments, launch.accelerator):
         logger.warning(line)
     pretrained = arguments.pretrained_checkpoint and find_checkpoint(arguments.pretrained_checkpoint)
-    model_config = choose_model(arguments.model_config, pretrained)
-    data = make_data(arguments, model_config)
-    model = make_model(arguments, model_config, pretrained, data)
+    with noticing():
+        model_config = choose_model(arguments.model_config, pretrained)
+        data = make_data(arguments, model_config)
+        model = make_model(arguments, model_config, pretrained, data)
     step = StepSize.of(arguments.batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)
     name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
     record = make_record(arguments, name, model, data, step)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..data.prepare import open_session, prepare_session
-from ..data.session import Session, SessionError
+from ..data.session import SessionError
 from ..models import load_twin
 from .audit_base import Finding, Recording
 from .audit_clock import check_clock

@@ -18,7 +18,7 @@ from ..metrics.table import EvaluationError, Table
 from ..models.network import Streamer, evaluating
 from ..models.twin import TwinModel
 
-__all__ = ["SessionScore", "evaluate"]
+__all__ = ["SessionScore", "evaluate", "known_session", "score_session"]
 
 _NEVER = 2**62
 
@@ -59,28 +59,54 @@ def evaluate(
         If the twin does not know a session or its units, a prediction is not finite, or no session has a valid bin in
         the split.
     """
-    indices = [_known(twin, prepared) for prepared in sessions]
+    indices = [known_session(twin, prepared) for prepared in sessions]
     tables = []
-    with evaluating(twin), torch.inference_mode():
-        for number, (index, prepared) in enumerate(zip(indices, sessions, strict=True)):
-            if progress is not None:
-                progress(number, len(sessions), prepared.name)
-            score = SessionScore(prepared, twin.per_session[index].likelihood, twin.like.device)
-            predict = Streamer(twin)
-            for sample in stream(prepared, split, context=twin.context, chunk=chunk, bins=bins):
-                sample = sample.of_session(index).to(twin.like.device)
-                score.update(sample, predict(sample.clip))
-            if (fault := score.fault()) is not None:
-                raise EvaluationError(f"{fault}; the model cannot be evaluated")
-            tables.append(score.table())
+    for number, (index, prepared) in enumerate(zip(indices, sessions, strict=True)):
+        if progress is not None:
+            progress(number, len(sessions), prepared.name)
+        tables.append(score_session(twin, prepared, index, split, chunk=chunk, bins=bins).table())
     table = Table.concatenate(tables)
     if not table["bins"].any():
         raise EvaluationError(f"no session has a valid bin in the {split} split; choose another, or set test_split")
     return table
 
 
-def _known(twin: TwinModel, prepared: Prepared) -> int:
-    """Index of a prepared session in a twin that was trained on its units."""
+def score_session(
+    twin: TwinModel, prepared: Prepared, index: int, split: str, *, chunk: int = 256, bins: int = 1024
+) -> "SessionScore":
+    """Predict every valid bin of a split of one session once, and add up what its figures follow from.
+
+    Parameters
+    ----------
+    twin, prepared, split, chunk, bins
+        As for :func:`evaluate`.
+    index
+        Of the session in the twin, see :func:`known_session`.
+
+    Raises
+    ------
+    EvaluationError
+        If a prediction is not finite.
+    """
+    score = SessionScore(prepared, twin.per_session[index].likelihood, twin.like.device)
+    with evaluating(twin), torch.inference_mode():
+        predict = Streamer(twin)
+        for sample in stream(prepared, split, context=twin.context, chunk=chunk, bins=bins):
+            sample = sample.of_session(index).to(twin.like.device)
+            score.update(sample, predict(sample.clip))
+    if (fault := score.fault()) is not None:
+        raise EvaluationError(f"{fault}; the model cannot be evaluated")
+    return score
+
+
+def known_session(twin: TwinModel, prepared: Prepared) -> int:
+    """Index of a prepared session in a twin that was trained on its units.
+
+    Raises
+    ------
+    EvaluationError
+        If the twin does not know the session, or knows it with other units.
+    """
     names = [spec.name for spec in twin.sessions]
     if prepared.name not in names:
         raise EvaluationError(f"the model was not trained on session {prepared.name!r}; it knows {', '.join(names)}")
@@ -153,12 +179,13 @@ class SessionScore:
             likelihood,
             self.sums.evidence().sums,
             true_sums=None if self.truth is None else self.truth.evidence().sums,
-            repeats=self._repeated(),
+            repeats=self.repeated(),
         )
         name = name_of("likelihood", type(likelihood))
         return Table.of_session(spec.name, spec.subject, list(spec.unit_ids), name, compute_metrics(evidence))
 
-    def _repeated(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def repeated(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Responses per presentation and rates of repeated frames, (R, N, U) each; None where there were none."""
         if not self._repeats:
             return None
         bins, mask, rates = (np.concatenate(parts) for parts in zip(*self._repeats, strict=True))

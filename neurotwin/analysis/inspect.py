@@ -15,6 +15,7 @@ from ..data.session import SPLITS
 from ..models.blocks import Block
 from ..models.network import CORE_PARTS, evaluating
 from ..models.parameters import SESSION_PARTS, describe_parameters
+from ..models.readout import half_size, starts
 from ..models.stages import Layer
 from ..models.twin import TwinModel
 from .report import text_table
@@ -96,8 +97,16 @@ def session_rows(sessions: Sequence[Prepared]) -> list[dict[str, str]]:
     return rows
 
 
-def inspect_text(twin: TwinModel, sessions: Sequence[Prepared]) -> str:
-    """Model and sessions, for a person to read."""
+def inspect_text(twin: TwinModel, sessions: Sequence[Prepared], *, notices: Sequence[str] = ()) -> str:
+    """Model and sessions, for a person to read.
+
+    Parameters
+    ----------
+    twin, sessions
+        The model and its sessions.
+    notices
+        What of the files was understood otherwise than they are written, one line a file.
+    """
     anatomy = inspect_model(twin)
     spec = twin.sessions[0]
     frames, rows, columns = anatomy.receptive_field
@@ -112,8 +121,22 @@ def inspect_text(twin: TwinModel, sessions: Sequence[Prepared]) -> str:
         f"{rows} x {columns} pixels" + (", and a memory beyond" if twin.is_recurrent else ""),
         f"operations per predicted bin: {anatomy.operations / 1e6:,.2f} million (forward, one session)",
         f"behaviour: {spec.behavior_dim} variables, " + ("used" if twin.takes_behavior else "not used"),
+        *_positions(twin),
     ]
-    return "\n\n".join([text_table(layers), text_table(parts), "\n".join(facts), text_table(session_rows(sessions))])
+    parts = [text_table(layers), text_table(parts), "\n".join(facts), text_table(session_rows(sessions))]
+    return "\n\n".join([*parts, *(["\n".join(["understood otherwise than written:", *notices])] if notices else [])])
+
+
+def _positions(twin: TwinModel) -> list[str]:
+    """Where readouts of the first session look at the start, in feature pixels and as a share of half the map."""
+    maps, part = twin.recurrent.outputs, twin.sessions[0].config.readout or twin.config.readout
+    lines, half = [], half_size(maps)
+    for name in ("initial_std", "initial_mean_scale"):
+        if name in type(part.params).model_fields:
+            pixels = dict(zip(("initial_std", "initial_mean_scale"), starts(part.params, maps), strict=True))[name]
+            share = f"{pixels / half:.3g} of half the map of {maps.height} x {maps.width}"
+            lines.append(f"readout.params.{name}: {pixels:.3g} feature pixels, {share}")
+    return lines
 
 
 def _noise(twin: TwinModel, length: int) -> Clip:

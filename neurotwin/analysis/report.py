@@ -1,7 +1,6 @@
-"""The results of several runs in one table: as text, as markdown, and as a page that needs nothing else."""
+"""What the folders of runs say, and the results of several runs in one table, as text or markdown."""
 
 import csv
-import html
 import json
 import math
 from collections.abc import Sequence
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..metrics.table import EvaluationError, Table, summarize_table
-from . import plots
-from .page import html_image, html_table, standalone_page
 
-__all__ = ["Run", "html_page", "load_run", "markdown_table", "report_rows", "summary_text", "text_table"]
+__all__ = [
+    "Run", "distinct_names", "load_run", "markdown_table", "merit_title", "report_rows", "summary_text", "text_table",
+]  # fmt: skip
 
 _RECORD = ("name", "parameters")
 
@@ -34,21 +33,24 @@ class Run:
         Its `units.csv`, the table of the validation part; None where the run did not get that far.
     curves
         Columns of its `metrics.csv` as numbers, NaN where empty; empty where there is none.
+    notes
+        Full sentences on what its folder lacks, or holds but cannot be read.
     """
 
     folder: Path
     record: dict[str, Any]
     table: Table | None
     curves: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a run's folder.
+    """Read a run's folder. A table that is absent or damaged is a note, for the rest of the run can still be shown.
 
     Raises
     ------
     EvaluationError
-        If the folder holds no run, or what it holds cannot be read.
+        If the folder holds no run, or its `run.json` cannot be read.
     """
     folder = Path(folder)
     path = folder / "run.json"
@@ -61,28 +63,41 @@ def load_run(folder: str | Path) -> Run:
     absent = [key for key in _RECORD if not isinstance(record, dict) or key not in record]
     if absent:
         raise EvaluationError(f"{path}: lacks {', '.join(absent)}")
-    units = folder / "units.csv"
-    return Run(folder, record, Table.read(units) if units.exists() else None, _read_curves(folder / "metrics.csv"))
+    notes: list[str] = []
+    table, curves = _read_table(folder, notes), {}
+    try:
+        curves = _read_curves(folder / "metrics.csv")
+    except (EvaluationError, OSError, UnicodeDecodeError) as error:
+        notes.append(f"Its learning curves cannot be read: {error}.")
+    return Run(folder, record, table, curves, tuple(notes))
 
 
-def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+def report_rows(runs: Sequence[Run], tests: Sequence[Table | None] = ()) -> list[dict[str, str]]:
     """One row a run, the values as they are shown; columns that no run fills are left out.
 
     The mean is over sessions, each one vote, the median over units; a run without a table of units shows "failed".
+
+    Parameters
+    ----------
+    runs
+        The runs.
+    tests
+        Their figures on the test split, where known; shown beside those of validation.
     """
     subjects = dict.fromkeys(subject for run in runs if run.table for subject in run.table["subject"].tolist())
-    merits = list(dict.fromkeys(_merit(run.table) for run in runs if run.table)) or ["BPS"]
+    merits = list(dict.fromkeys(merit_title(run.table.figure_of_merit) for run in runs if run.table)) or ["BPS"]
     rows = []
-    for run in runs:
+    for name, run, test in zip(distinct_names(runs), runs, tests or [None] * len(runs), strict=True):
+        parameters, seconds = run.record["parameters"], run.record.get("wall_s")
         row = {
-            "model": str(run.record["name"]),
-            "parameters": f"{run.record['parameters']:,}",
-            "wall time": _duration(run.record["wall_s"]) if "wall_s" in run.record else "",
+            "model": name,
+            "parameters": f"{parameters:,}" if isinstance(parameters, int) else str(parameters),
+            "wall time": _duration(seconds) if isinstance(seconds, int | float) else "",
         }
         if run.table is None:
             rows.append(row | {f"mean {merits[0]}": "failed"})
             continue
-        merit = _merit(run.table)
+        merit = merit_title(run.table.figure_of_merit)
         groups = {(group.scope, group.name): group for group in summarize_table(run.table)}
         total = groups["run", ""]
         fraction = summarize_table(run.table, "fraction_of_oracle")[-1].mean
@@ -98,19 +113,21 @@ def report_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "units": str(total.n),
             "NaN": str(total.n_nan),
         }
+        if test is not None:
+            row[f"test {merit}"] = _number(summarize_table(test, run.table.figure_of_merit)[-1].mean)
         rows.append(row)
     names = ["model", "parameters", "wall time"]
     for merit in merits:
-        names += [f"mean {merit}", f"median {merit}", *(["of oracle"] if merit == "BPS" else [])]
+        names += [f"mean {merit}", f"median {merit}", f"test {merit}", *(["of oracle"] if merit == "BPS" else [])]
         names += [f"{merit} {subject}" for subject in subjects]
     names += ["units", "NaN"]
     filled = [name for name in names if any(row.get(name) for row in rows)]
     return [{name: row.get(name, "") for name in filled} for row in rows]
 
 
-def _merit(table: Table) -> str:
-    """What a table's figure of merit is called in a heading."""
-    return {"bps": "BPS", "correlation": "r"}.get(table.figure_of_merit, table.figure_of_merit)
+def merit_title(merit: str) -> str:
+    """What a figure of merit is called in a heading."""
+    return {"bps": "BPS", "correlation": "r"}.get(merit, merit)
 
 
 def summary_text(table: Table) -> str:
@@ -166,42 +183,32 @@ def markdown_table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines)
 
 
-def html_page(runs: Sequence[Run], title: str = "Runs") -> str:
-    """The table, learning curves, units against their oracle, and the record of each run: one file without links."""
-    rows = report_rows(runs)
-    parts = [f"<h1>{html.escape(title)}</h1>", html_table(rows)]
-    parts.append(
-        "<p>BPS: bits per spike on the validation part. Mean: over sessions, each one vote. Median: over units. Of "
-        "oracle: mean BPS as a share of that of the true rate. NaN: units without a spike, left out.</p>"
-    )
-    drawn = {
-        name: (run.curves["epoch"], run.curves["val_bps"])
-        for name, run in _named(runs)
-        if {"epoch", "val_bps"} <= run.curves.keys()
-    }
-    if drawn:
-        figure = plots.learning_curves(drawn, xlabel="epoch", ylabel="validation, bits per spike")
-        parts.append("<h2>Learning curves</h2>" + html_image(figure, "Validation BPS over epochs"))
-    parts.append('<div class="runs">')
-    for name, run in _named(runs):
-        parts.append(f"<section><h2>{html.escape(name)}</h2>")
-        if run.table is not None:
-            parts.append(html_image(plots.units_against_oracle(run.table), f"BPS of the units of {name}"))
-        record = html.escape(json.dumps(run.record, indent=2))
-        parts.append(
-            f"<details><summary>{html.escape(str(run.folder))}</summary><pre>{record}</pre></details></section>"
-        )
-    parts.append("</div>")
-    return standalone_page(title, parts)
-
-
-def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
-    """Runs with names that differ: the model's, with the folder's where models share one."""
+def distinct_names(runs: Sequence[Run]) -> list[str]:
+    """Names of runs that differ: the model's, with as much of the folder's path as tells runs of one model apart."""
     models = [str(run.record["name"]) for run in runs]
-    return [
-        (model if models.count(model) == 1 else f"{model} ({run.folder.name})", run)
-        for model, run in zip(models, runs, strict=True)
-    ]
+    folders = [run.folder.absolute().parts for run in runs]
+    names = []
+    for number, (model, folder) in enumerate(zip(models, folders, strict=True)):
+        rivals = [f for other, f in enumerate(folders) if other != number and models[other] == model]
+        depth = next((n for n in range(1, len(folder) + 1) if all(f[-n:] != folder[-n:] for f in rivals)), 1)
+        names.append(f"{model} ({'/'.join(folder[-depth:])})" if rivals else model)
+    return [name if names.count(name) == 1 else f"{name} #{names[:n].count(name) + 1}" for n, name in enumerate(names)]
+
+
+def _read_table(folder: Path, notes: list[str]) -> Table | None:
+    path = folder / "units.csv"
+    if not path.exists():
+        notes.append("It has no units.csv: it failed, was stopped, or is still training.")
+        return None
+    try:
+        table = Table.read(path)
+    except EvaluationError as error:
+        notes.append(f"Its table of units cannot be read: {error}.")
+        return None
+    if not len(table):
+        notes.append("Its units.csv holds no units.")
+        return None
+    return table
 
 
 def _read_curves(path: Path) -> dict[str, np.ndarray]:

@@ -6,12 +6,15 @@ a likelihood) defines its own parameters, beside its code. Code inside trusts wh
 """
 
 from .base import (
+    LARGEST,
     ConfigError,
     Names,
     NonNegative,
     NullIsNone,
+    Only,
     Params,
     PositiveInt,
+    PositiveSize,
     Size,
     Strict,
     nearest,
@@ -21,11 +24,14 @@ from .base import (
 from .dataset import DatasetConfig, Lags, TransformConfig
 from .files import ParentConfig, json_schemas, load_dataset_configs, load_model_config
 from .model import BaselineConfig, ModelConfig, RegularizerConfig, ScheduleConfig
+from .notices import MODEL, Notices, notice, noticing
 from .part import FlatPart, NoParams, Op, Part, params_of
 from .registry import KINDS, define, name_of, register, registered
 
 __all__ = [
     "KINDS",
+    "LARGEST",
+    "MODEL",
     "BaselineConfig",
     "ConfigError",
     "DatasetConfig",
@@ -35,12 +41,15 @@ __all__ = [
     "Names",
     "NoParams",
     "NonNegative",
+    "Notices",
     "NullIsNone",
+    "Only",
     "Op",
     "Params",
     "ParentConfig",
     "Part",
     "PositiveInt",
+    "PositiveSize",
     "RegularizerConfig",
     "ScheduleConfig",
     "Size",
@@ -52,6 +61,8 @@ __all__ = [
     "load_model_config",
     "name_of",
     "nearest",
+    "notice",
+    "noticing",
     "params_of",
     "recording_reads",
     "register",

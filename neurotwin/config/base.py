@@ -4,25 +4,41 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Annotated, Any, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
-from pydantic_core.core_schema import no_info_before_validator_function
+from pydantic_core.core_schema import no_info_after_validator_function, no_info_before_validator_function
 
 __all__ = [
+    "LARGEST",
     "ConfigError",
     "Names",
     "NonNegative",
     "NullIsNone",
+    "Only",
     "Params",
     "PositiveInt",
+    "PositiveSize",
     "Size",
     "Strict",
     "nearest",
     "recording_reads",
     "unread_keys",
 ]
+
+
+LARGEST = 100_000
+"""The largest number of channels, taps, pixels, layers and the like that a config may ask for."""
 
 
 class ConfigError(ValueError):
@@ -40,6 +56,9 @@ class Strict(BaseModel):
 
     A key that holds keys of its own may be left empty (null): it is then as if it were not there.
     """
+
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Fields whose own keys stand beside those of this mapping in a file."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, validate_default=True, allow_inf_nan=False)
 
@@ -62,6 +81,19 @@ class Strict(BaseModel):
                 )
         sections = cls._sections()
         return {key: value for key, value in data.items() if value is not None or key not in sections}
+
+    def idle(self) -> dict[str, tuple[Any, str]]:
+        """Keys that have no effect as they stand: what each amounts to, and the reason ("": not worth a word)."""
+        return {}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`true` is not 1, which it would become."""
+        kinds = _scalars(cls.model_fields[info.field_name].annotation) if _holds_truth(value) else set()
+        if kinds & {int, float} and bool not in kinds:
+            raise PydanticCustomError("number", "true or false, where a number belongs", {})
+        return value
 
     @classmethod
     def _sections(cls) -> set[str]:
@@ -138,9 +170,10 @@ def unread_keys(config: Strict, reads: set[tuple[int, str]], prefix: str = "") -
                 idle.append(key)
             continue
         inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, tuple) else ()
+        below = prefix if name in config.beside else f"{key}."
         for label, part in [(None, value), *inner]:
             if isinstance(part, Strict):
-                idle += unread_keys(part, reads, f"{key}." if label is None else f"{key}.{label}.")
+                idle += unread_keys(part, reads, below if label is None else f"{below}{label}.")
     return idle
 
 
@@ -154,6 +187,46 @@ def _says_something(value: Any, field: Any) -> bool:
     return value != field.get_default(call_default_factory=True)
 
 
+@dataclass(frozen=True)
+class Only:
+    """Marks a key that may have one value alone, as files have it; another one is refused with the reason.
+
+    Attributes
+    ----------
+    value
+        The value.
+    reason
+        Why there is no other.
+    """
+
+    value: Any
+    reason: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        return {"const": self.value}
+
+    def _check(self, given: Any) -> Any:
+        if given != self.value:
+            raise ValueError(f"{str(given).lower()} is not possible, only {str(self.value).lower()}: {self.reason}")
+        return given
+
+
+def _holds_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_truth, value)))
+
+
+def _scalars(annotation: Any) -> set[type]:
+    """The plain types that an annotation names, at any depth."""
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    if isinstance(annotation, type) and not get_args(annotation):
+        return {annotation}
+    return set().union(*(_scalars(inner) for inner in get_args(annotation)))
+
+
 def _names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -162,9 +235,13 @@ def _triple(value: Any) -> Any:
     return (value,) * 3 if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Size = Annotated[tuple[int, int, int], BeforeValidator(_triple, json_schema_input_type=int | tuple[int, int, int])]
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+_Natural = Annotated[int, Field(ge=0, le=LARGEST)]
+_Triple = BeforeValidator(_triple, json_schema_input_type=int | tuple[int, int, int])
+Size = Annotated[tuple[_Natural, _Natural, _Natural], _Triple]
 """``[T, H, W]``; a single number means the same on all three axes."""
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveSize = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], _Triple]
+"""``[T, H, W]``, at least 1 on each axis."""
 NonNegative = Annotated[float, Field(ge=0)]
 Names = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_names, json_schema_input_type=str | list[str])]
 """One name, or a list of names."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .base import Names, Strict, nearest
+from .base import LARGEST, Names, Strict, nearest
 from .model import Adapter, Readout
 from .part import Op
 
@@ -20,7 +20,6 @@ __all__ = [
     "TransformOp",
 ]
 
-_MOST_LAGS = 100_000
 _EXPOSED = ("stim", "robs", "behavior", "history")
 
 
@@ -30,13 +29,23 @@ def _lags(value: Any) -> Any:
     lags: list[Any] = []
     for item in values:
         match = re.fullmatch(r"\s*(\d+)\s*\.\.\s*(\d+)\s*", item) if isinstance(item, str) else None
-        lags += range(int(match[1]), min(int(match[2]), _MOST_LAGS) + 1) if match else [item]
+        lags += range(int(match[1]), min(int(match[2]), LARGEST) + 1) if match else [item]
     return tuple(lags)
 
 
 Lags = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_lags, json_schema_input_type=int | str | list[int | str])
+    tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...],
+    BeforeValidator(_lags, json_schema_input_type=int | str | list[int | str]),
 ]
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+_Scalar = bool | int | float | str | None
+Labels = Annotated[tuple[_Scalar, ...], BeforeValidator(_listed, json_schema_input_type=_Scalar | list[_Scalar])]
+"""Numbers or words that are carried along: one, or a list."""
 
 
 class LagsConfig(Strict):
@@ -128,16 +137,26 @@ class DatasetConfig(Strict):
     subject: str = Field("", description="Subject. Default: the session file's own, else the name up to the first _.")
     lab: str = Field("", description="Free label.")
     eye: str = Field("", description="Free label.")
-    path: str | None = Field(None, description="Session data, a file or a folder. Default: NAME.* in data_dir.")
+    path: str | None = Field(
+        None, description="Session data, a file or a folder. Default: NAME.* or the folder NAME, in data_dir."
+    )
+    directory: str | None = Field(
+        None, description="Where the data lie if path is absent: their folder, or one that holds NAME."
+    )
     data_dir: str | None = Field(None, description="Folder of session data, relative to the YAML.")
     types: tuple[str, ...] | None = Field(None, description="Stimulus types to use, in order. Default: all.")
     cids: tuple[int | str, ...] | None = Field(None, description="Unit ids to fit, in this order. Default: all.")
     units: dict[str, Names] = Field(
         default_factory=dict, description="Units to fit by their labels, such as {area: V1, quality: [good, mua]}."
     )
-    visual: tuple[int, ...] = Field((), description="Ids of visual units: a label.")
-    qcmissing: tuple[int, ...] = Field((), description="Ids that fail on missing spikes: a label.")
-    qccontam: tuple[int, ...] = Field((), description="Ids that fail on contamination: a label.")
+    visual: Labels = Field((), description="Ids of visual units: a label.")
+    qcmissing: Labels = Field((), description="Ids that fail on missing spikes: a label.")
+    qccontam: Labels = Field((), description="Ids that fail on contamination: a label.")
+    cidsqc: Labels = Field((), description="Ids of units that pass quality control: a label.")
+    cids_qc: Labels = Field((), description="The same under its other name: a label.")
+    snr: Labels = Field((), description="Signal-to-noise ratio of units, or its threshold: a label.")
+    missingth: Labels = Field((), description="Threshold of qcmissing: a label.")
+    contamth: Labels = Field((), description="Threshold of qccontam: a label.")
     sampling: SamplingConfig | None = Field(None, description="Default: the recording's rate.")
     keys_lags: LagsConfig = Field(default_factory=LagsConfig, description="What a prediction sees.")
     transforms: dict[str, TransformConfig] | None = Field(

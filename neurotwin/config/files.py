@@ -1,7 +1,6 @@
 """From YAML files to typed configs: reading, merging a parent with its sessions, naming the line of a mistake."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,11 @@ from pydantic import Field, ValidationError
 
 from .base import ConfigError, Strict, nearest
 from .dataset import DatasetConfig
+from .dialect import RefusedFormError, Understood, settle, understand_dataset, understand_model
+from .locate import find_data
 from .model import ModelConfig
+from .notices import MODEL, notice, noticing
+from .yamlfile import line_of, read_yaml
 
 __all__ = ["ParentConfig", "json_schemas", "load_dataset_configs", "load_model_config"]
 
@@ -27,22 +30,29 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
 
 def load_model_config(path: str | Path) -> ModelConfig:
-    """Read a model YAML.
+    """Read a model YAML, in any of the forms that labs write (:mod:`~neurotwin.config.dialect`).
 
     Raises
     ------
     ConfigError
-        If the file is missing, is not YAML, or says something that is not in the dialect.
+        If the file is missing, empty, is not YAML, or says something that is not in the dialect.
     """
-    data, node = _read(Path(path))
-    return _validate(ModelConfig, data, Path(path), node)
+    path = Path(path)
+    with noticing() as notices:
+        data, node = _read(path)
+        if not data:
+            raise ConfigError(f"{path}: says nothing of a model; name at least one part, such as readout: gaussian")
+        notices.place(MODEL, (str(path), data))
+        return _understood(ModelConfig, understand_model, data, path, node, subject=MODEL)
 
 
 class ParentConfig(Strict):
     """A parent file: which sessions, and values that all of them share (any key of a session)."""
 
     session_dir: str = Field(".", description="Folder of the session YAMLs, relative to this file.")
-    sessions: tuple[str, ...] = Field(..., min_length=1, description="Names of the sessions; NAME.yaml each.")
+    sessions: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Names of the sessions; NAME.yaml each. Default: all files of session_dir."
+    )
 
 
 def load_dataset_configs(
@@ -59,37 +69,25 @@ def load_dataset_configs(
         As :func:`load_model_config`; also if a session is named twice, or has no data.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".yaml", ".yml"))
-        if not files:
-            raise ConfigError(f"{path}: holds no .yaml file; give a parent file or a folder of session files")
-        parent: dict[str, Any] = {}
-        base = None
-    else:
-        data, node = _read(path)
-        files, parent, base = [path], {}, None
-        if "sessions" in data or "session_dir" in data:
-            keys = set(ParentConfig.model_fields)
-            known = [*keys, *DatasetConfig.model_fields]
-            for key in data:
-                if key not in known:
-                    raise ConfigError(f"{path}:{_line(node, [key])}: unknown key {key!r}; {nearest(str(key), known)}")
-            head = _validate(ParentConfig, {k: v for k, v in data.items() if k in keys}, path, node)
-            parent = {k: v for k, v in data.items() if k not in keys}
-            _validate(DatasetConfig, parent, path, node)
-            folder = path.parent / head.session_dir
-            files, base = [folder / f"{name}.yaml" for name in head.sessions], path.parent
-    configs = []
-    for file in files[:max_datasets]:
-        data, node = _read(file)
-        own_dir = data.get("data_dir")
-        merged = _merge(parent, data)
-        config = _validate(DatasetConfig, merged, file, node)
-        config.session = config.session or file.stem
-        folder = file.parent if own_dir or base is None else base
-        config.path = str(_find_data(config, file, folder, data_dir))
-        config.data_dir = None
-        configs.append(config)
+    with noticing() as notices:
+        files, parent, base = _session_files(path)
+        configs = []
+        for file in files[:max_datasets]:
+            data, node = _read(file)
+            merged = _merge(parent, data)
+            subject = str(data.get("session") or file.stem)
+            notices.place(subject, (str(file), data), *([(str(path), parent)] if base else []))
+            config = _understood(DatasetConfig, understand_dataset, merged, file, node, subject=subject)
+            config.session = config.session or file.stem
+            folder = file.parent if data.get("data_dir") or base is None else base
+            found = find_data(config, file, folder, data_dir)
+            if base is None and file == path and not found.exists() and not _OF_ONE_SESSION & set(data):
+                raise ConfigError(
+                    f"{path}: has neither session_dir nor sessions, so it is the file of one session, and there is no "
+                    f"recording of that name ({found.name}); give session_dir for a parent file, or path for a session"
+                )
+            config.path, config.data_dir = str(found), None
+            configs.append(config)
     names = [config.session for config in configs]
     for name in names:
         if names.count(name) > 1:
@@ -97,17 +95,46 @@ def load_dataset_configs(
     return configs
 
 
-def _find_data(config: DatasetConfig, file: Path, folder: Path, data_dir: str | Path | None) -> Path:
-    """Where the data of a session lie. A file that does not exist yet is left to whoever opens it."""
-    root = (
-        Path(data_dir or os.environ.get("NEUROTWIN_DATA") or folder / (config.data_dir or ".")).expanduser().resolve()
-    )
-    if config.path is not None:
-        return root / Path(config.path).expanduser()
-    found = sorted(p for p in root.glob(f"{config.session}.*") if p.suffix not in (".yaml", ".yml", ".tmp"))
-    if len(found) > 1:
-        raise ConfigError(f"{file}: {config.session!r} could be any of {[p.name for p in found]} in {root}; set `path`")
-    return found[0] if found else root / f"{config.session}.safetensors"
+_OF_ONE_SESSION = {"session", "path", "directory", "data_dir", "cids"}
+
+
+def _session_files(path: Path) -> tuple[list[Path], dict[str, Any], Path | None]:
+    """The sessions' files, what a parent says of all, and the parent's folder (None where there is no parent)."""
+    if path.is_dir():
+        return _yaml_files(path, "give a parent file or a folder of session files"), {}, None
+    data, node = _read(path)
+    if not {"sessions", "session_dir"} & set(data):
+        return [path], {}, None
+    keys = set(ParentConfig.model_fields)
+    known = [*keys, *DatasetConfig.model_fields]
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"{path}:{line_of(node, [key])}: unknown key {key!r}; {nearest(str(key), known)}")
+    head = _validate(ParentConfig, {k: v for k, v in data.items() if k in keys}, path, node)
+    parent = {k: v for k, v in data.items() if k not in keys}
+    with noticing():  # what is said here is said again of the sessions
+        _understood(DatasetConfig, understand_dataset, parent, path, node, subject=None)
+    folder = path.parent / head.session_dir
+    if not folder.is_dir():
+        raise ConfigError(f"{path}: session_dir: no folder {folder}; correct it")
+    if head.sessions is None:
+        found = _yaml_files(folder, "name the sessions in `sessions`, or correct session_dir", but=path)
+    else:
+        found = [folder / f"{name}.yaml" for name in head.sessions]
+        found = [file if file.exists() else _first([file.with_suffix(".yml")], file) for file in found]
+    return found, parent, path.parent
+
+
+def _yaml_files(folder: Path, cure: str, but: Path | None = None) -> list[Path]:
+    same = None if but is None else but.resolve()
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".yaml", ".yml") and p.resolve() != same)
+    if not files:
+        raise ConfigError(f"{folder}: holds no .yaml file{' of a session' if but else ''}; {cure}")
+    return files
+
+
+def _first(files: Sequence[Path], default: Path) -> Path:
+    return next((file for file in files if file.exists()), default)
 
 
 def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,36 +146,54 @@ def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any
 
 
 def _read(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = f"; {nearest(path.name, sorted(siblings))}" if siblings else ""
-        raise ConfigError(f"{path}: no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if data is None:
-        data = {}
+    data, node = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds a {type(data).__name__} where keys with values are expected")
     return data, node
 
 
-def _validate(kind: type[Strict], data: dict[str, Any], path: Path, node: yaml.Node | None) -> Any:
+def _understood(
+    kind: type[Strict], understand: Callable[[Mapping[str, Any]], Understood], data: dict[str, Any], path: Path,
+    node: yaml.Node | None, *, subject: str | None,
+) -> Any:  # fmt: skip
+    """The config that a file means; its notices go under `subject`, or nowhere."""
+    try:
+        file = understand(data)
+    except RefusedFormError as error:
+        raise ConfigError(f"{_where(path, node, error.key)}: {error}") from None
+    config = _validate(kind, file.data, path, node, file.original)
+    for key, text in [*file.notes, *settle(config)]:
+        if subject is not None:
+            notice(subject, file.original(key), text)
+    return config
+
+
+def _where(path: Path, node: yaml.Node | None, key: Sequence[Any]) -> str:
+    """``FILE:LINE: a.b.c`` of a key."""
+    line = line_of(node, key)
+    return f"{path}{f':{line}' if line else ''}" + (f": {'.'.join(map(str, key))}" if key else "")
+
+
+def _validate(
+    kind: type[Strict], data: dict[str, Any], path: Path, node: yaml.Node | None,
+    original: Callable[[tuple], tuple] = tuple,
+) -> Any:  # fmt: skip
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        lines = []
-        for loc, message in _flatten(error.errors()):
-            line = _line(node, loc)
-            where = ".".join(str(part) for part in loc)
-            lines.append(f"{path}{f':{line}' if line else ''}: {f'{where}: ' if where else ''}{message}")
+        lines = [f"{_where(path, node, original(key))}: {text}" for key, text in _distinct(_flatten(error.errors()))]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _distinct(errors: list[tuple[tuple, str]]) -> list[tuple[tuple, str]]:
+    """Errors without those that others bring with them: of the same number on three axes, of a list that lost one."""
+    kept: dict[tuple, tuple[tuple, str]] = {}
+    for key, text in errors:
+        inside = any(other[: len(key)] == key and len(other) > len(key) for other, _ in errors)
+        if not inside:
+            same = key[:-1] if key and isinstance(key[-1], int) else key
+            kept.setdefault((same, text), (key, text))
+    return list(kept.values())
 
 
 def _flatten(errors: Sequence[Any], prefix: tuple = ()) -> list[tuple[tuple, str]]:
@@ -164,22 +209,3 @@ def _flatten(errors: Sequence[Any], prefix: tuple = ()) -> list[tuple[tuple, str
                 loc = (*loc, context["key"])
             flat.append((loc, error["msg"].removeprefix("Value error, ")))
     return flat
-
-
-def _line(node: yaml.Node | None, loc: Sequence[Any]) -> int | None:
-    """Line of the deepest key of `loc` that the file has."""
-    line = None
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    line, node = key.start_mark.line + 1, value
-                    break
-            else:
-                return line
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            return line
-    return line

@@ -115,14 +115,11 @@ class ScheduleConfig(Strict):
         properties["kind"] = properties["type"]
         return {"anyOf": [{"enum": properties["type"]["enum"]}, reference]}
 
-    @property
-    def last_epoch(self) -> int:
-        """Epoch from which lambda holds."""
-        return self.start_epoch if self.end_epoch is None else self.end_epoch
-
     @model_validator(mode="after")
     def _check(self) -> "ScheduleConfig":
-        if self.last_epoch < self.start_epoch:
+        if self.end_epoch is None:
+            self.end_epoch = self.start_epoch
+        if self.end_epoch < self.start_epoch:
             raise ValueError(f"end_epoch {self.end_epoch} is before start_epoch {self.start_epoch}")
         if (self.kind == "linear_decay") != (self.start_lambda is not None):
             raise ValueError("start_lambda belongs to linear_decay, which needs it")
@@ -158,7 +155,9 @@ class ModelConfig(Strict):
     initial_input_channels: int = Field(
         1, ge=0, description="Channels of the stimulus; 0: the model sees behaviour only."
     )
-    sampling_rate: float | None = Field(None, gt=0, description="Hz; checked against the data where given.")
+    sampling_rate: float | None = Field(
+        None, gt=0, description="Hz, a label: the rate is that of the data. A run says so where the two differ."
+    )
     height: PositiveInt | None = Field(None, description="Pixels the core sees; checked where given.")
     width: PositiveInt | None = Field(None, description="Pixels the core sees; checked where given.")
     likelihood: LikelihoodConfig = Field(

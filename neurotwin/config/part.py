@@ -110,6 +110,7 @@ class FlatPart(Strict):
     """
 
     kind: ClassVar[str]
+    beside = ("params",)
 
     type: str = "none"
     params: SerializeAsAny[Params]

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ..config import DatasetConfig, nearest
+from ..config import DatasetConfig, nearest, notice
+from .kernels import other_bins
 from .masks import Bins, valid_responses
 from .pipelines import apply_pipelines, behavior_names, exposed_shapes, fit_pipelines, pixel_scale, runs_of
 from .session import SPLITS, Session, SessionError, frame_shape
 from .spec import SessionSpec
 from .split import split_bins
 
-__all__ = ["arrange", "outline_session", "recorded_bins", "resolved"]
+__all__ = ["Grid", "arrange", "modelled_bins", "outline_session", "resolved"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def outline_session(session: Session, config: DatasetConfig) -> SessionSpec:
     config = resolved(session, config)
     columns, scale = _unit_columns(session, config), pixel_scale(config)
     _types(session, config)
+    _notice_bins(config, 1000 / _resampling(session, config)[1])
     signals = {**session.behavior, "robs": session.responses, "unit_ids": session.unit_ids, "stim": session.stimulus}
     try:
         shapes, names = exposed_shapes(config, signals).get("stim"), behavior_names(config, signals)
@@ -53,11 +55,6 @@ def outline_session(session: Session, config: DatasetConfig) -> SessionSpec:
         *others, _ = next(iter(shapes.values()))
         shape = (*others, sum(frame[-1] for frame in shapes.values()))
     return _spec(session, config, columns, frame=shape, scale=scale, names=names)
-
-
-def recorded_bins(session: Session, config: DatasetConfig) -> np.ndarray:
-    """The first recorded bin of each modelled bin, (T,), in the order of the prepared arrays."""
-    return _grid(session, resolved(session, config)).first
 
 
 def arrange(
@@ -82,7 +79,7 @@ def arrange(
     """
     config = resolved(session, config)
     columns, scale = _unit_columns(session, config), pixel_scale(config)
-    grid = _grid(session, config)
+    grid = modelled_bins(session, config)
     arrays = _masked(session, config, grid, columns, trains=fitted is None)
     train = (arrays["n_valid"] > 0) & (arrays["split"] == SPLITS.index("train"))
     exposed, fitted, names = _transformed(session, config, grid, train, scale, fitted)
@@ -138,6 +135,15 @@ def _spec(
     )  # fmt: skip
 
 
+def _notice_bins(config: DatasetConfig, bin_ms: float) -> None:
+    """Say where an operation counts time in bins of another width than those of the data."""
+    for name, pipeline in (config.transforms or {}).items():
+        for position, op in enumerate(pipeline.ops):
+            given = getattr(op.params, "bin_size_ms", None)
+            if text := other_bins(given, bin_ms):
+                notice(config.session, ("transforms", name, "ops", position, op.name, "bin_size_ms"), text)
+
+
 def _unit_columns(session: Session, config: DatasetConfig) -> np.ndarray:
     """Columns of the units to fit, in the order of `cids`, of those that have the labels that `units` asks for."""
     ids = session.unit_ids.tolist()
@@ -182,8 +188,20 @@ def _resampling(session: Session, config: DatasetConfig) -> tuple[int, float]:
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """Modelled bins: each groups `factor` recorded bins from `first` on; runs are stretches of modelled bins."""
+class Grid:
+    """Modelled bins, each a group of recorded ones.
+
+    Attributes
+    ----------
+    first
+        (T,) first recorded bin of each.
+    factor
+        Recorded bins in each.
+    bin_rate
+        Modelled bins a second, Hz.
+    runs
+        (N, 2): first and one past the last modelled bin of each run.
+    """
 
     first: np.ndarray
     factor: int
@@ -192,27 +210,32 @@ class _Grid:
 
     @property
     def n_bins(self) -> int:
+        """Number of modelled bins, T."""
         return len(self.first)
 
     @property
     def groups(self) -> np.ndarray:
+        """(T, factor) recorded bins of each."""
         return self.first[:, None] + np.arange(self.factor)
 
     def at_last(self, array: np.ndarray) -> np.ndarray:
+        """The value in the last recorded bin of each."""
         return array[self.first + self.factor - 1]
 
     def summed(self, array: np.ndarray) -> np.ndarray:
+        """The sum over the recorded bins of each."""
         array = np.asarray(array)
         return array[self.groups].sum(axis=1) if self.factor > 1 else array[self.first]
 
     def averaged(self, array: np.ndarray) -> np.ndarray:
+        """The mean over the recorded bins of each."""
         array = np.asarray(array)
         if self.factor == 1:
             return array[self.first]
         return array[self.groups].mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-def _grid(session: Session, config: DatasetConfig) -> _Grid:
+def modelled_bins(session: Session, config: DatasetConfig) -> Grid:
     """Modelled bins are counted from each run's start; a rest that fills none is left out."""
     factor, bin_rate = _resampling(session, config)
     names, types = _types(session, config)
@@ -231,7 +254,7 @@ def _grid(session: Session, config: DatasetConfig) -> _Grid:
     if not starts:
         raise SessionError(f"session {config.session!r}: no bin of the types {types} lies in a trial")
     stops = np.cumsum(lengths)
-    return _Grid(np.concatenate(starts), factor, bin_rate, np.stack([stops - lengths, stops], axis=1))
+    return Grid(np.concatenate(starts), factor, bin_rate, np.stack([stops - lengths, stops], axis=1))
 
 
 def _types(session: Session, config: DatasetConfig) -> tuple[list[str], list[str]]:
@@ -245,7 +268,7 @@ def _types(session: Session, config: DatasetConfig) -> tuple[list[str], list[str
 
 
 def _masked(
-    session: Session, config: DatasetConfig, grid: _Grid, columns: np.ndarray, *, trains: bool
+    session: Session, config: DatasetConfig, grid: Grid, columns: np.ndarray, *, trains: bool
 ) -> dict[str, np.ndarray]:
     """Which responses are valid, and which split each bin belongs to; a bin whose parts disagree is not used."""
     valid, labels = session.valid[grid.groups].all(axis=1), None
@@ -264,7 +287,7 @@ def _masked(
 def _transformed(
     session: Session,
     config: DatasetConfig,
-    grid: _Grid,
+    grid: Grid,
     train: np.ndarray,
     scale: tuple[float, float] | None,
     fitted: Mapping[str, Any] | None,

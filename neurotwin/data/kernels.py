@@ -8,7 +8,9 @@ from scipy import special
 
 from ..config import Params, PositiveInt, nearest
 
-__all__ = ["AdaptationParams", "RaisedCosineParams", "adaptation_filters", "raised_cosine_basis"]
+__all__ = ["AdaptationParams", "RaisedCosineParams", "adaptation_filters", "other_bins", "raised_cosine_basis"]
+
+_MOST_VALUES = 10_000_000
 
 
 class RaisedCosineParams(Params):
@@ -34,6 +36,8 @@ class RaisedCosineParams(Params):
             raise ValueError("peak_range_ms must be two increasing times, not negative")
         if self.num_delta_funcs + self.chomp >= self.history_bins:
             raise ValueError("history_bins must exceed num_delta_funcs + chomp")
+        if (self.num_delta_funcs + self.num_cosine_funcs) * self.history_bins > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES:,} values in all filters; use fewer functions or history_bins")
         return self
 
 
@@ -47,7 +51,7 @@ class AdaptationParams(Params):
     tau_z_ms: float = Field(60.0, gt=0, description="Time constant of the slow filter, ms.")
     n_y: float = Field(5.0, ge=0, description="Order of the fast filter.")
     n_z: float = Field(2.0, ge=0, description="Order of the slow filter.")
-    filter_length: PositiveInt = Field(32, description="Length of the filters, bins.")
+    filter_length: int = Field(32, gt=1, description="Length of the filters, bins; in one bin they are 0.")
     learnable_params: bool | tuple[str, ...] = Field(False, description="Learn all of the parameters, or those named.")
     height: PositiveInt | None = Field(None, description="Checked against the stimulus.")
     width: PositiveInt | None = Field(None, description="Checked against the stimulus.")
@@ -60,6 +64,23 @@ class AdaptationParams(Params):
             if name not in names:
                 raise ValueError(f"{name!r} is not a parameter of da; {nearest(name, names)}")
         return value
+
+
+def other_bins(bin_size_ms: float | None, bin_ms: float) -> str:
+    """What a run says where a file counts time in bins of another width than those of the data; empty if it does not.
+
+    Examples
+    --------
+    >>> other_bins(8.333, 1000 / 120)
+    ''
+    """
+    if bin_size_ms is None or abs(bin_size_ms - bin_ms) <= 0.01 * bin_ms:
+        return ""
+    share = bin_ms / bin_size_ms
+    return (
+        f"is {bin_size_ms:.4g} and the bins of the data last {bin_ms:.4g} ms: the filters are laid out for bins of the "
+        f"former, so that they reach {share:.3g} times as far back as their times say"
+    )
 
 
 def raised_cosine_basis(params: RaisedCosineParams, bin_ms: float) -> np.ndarray:

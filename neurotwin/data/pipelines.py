@@ -1,6 +1,5 @@
 """From the signals of a session to what a model is given: the pipelines of `transforms`."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,8 +20,6 @@ __all__ = [
     "pixel_scale",
     "runs_of",
 ]
-
-logger = logging.getLogger(__name__)
 
 EXPOSED = ("stim", "robs", "behavior")
 """What pipelines can make: the stimulus, the responses to predict, the behaviour."""
@@ -83,8 +80,6 @@ def fit_pipelines(
     """
     context = Context(config, runs=runs, train=train, bin_ms=bin_ms)
     for name, pipeline in _pipelines(config):
-        if ahead := [op.name for op in pipeline.ops if op.params.looks_ahead]:
-            logger.warning("transforms.%s: %s looks ahead; predictions see the future of it", name, " and ".join(ahead))
         if any(op.params.fits for op in pipeline.ops):
             _run(name, pipeline, signals, context)
     return context.fitted

@@ -32,7 +32,10 @@ __all__ = ["Prepared", "open_session", "outline", "prepare", "prepare_session"]
 logger = logging.getLogger(__name__)
 
 _VERSION = 5
-_LABELS = {"path", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "adapter", "readout"}
+_LABELS = {
+    "path", "directory", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "cidsqc", "cids_qc", "snr",
+    "missingth", "contamth", "adapter", "readout",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

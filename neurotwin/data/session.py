@@ -87,6 +87,15 @@ class Session:
         selects.
     pixels_per_degree
         Pixels of the stimulus per degree of visual angle, where known.
+    scenes
+        Pictures (H, W) uint8, at the pixels of the stimulus, through which the stimulus is a window that moves with the
+        gaze. With `scene`, `scene_offset`, `pixels_per_degree` and the behaviour signal `eyepos`, the stimulus can be
+        computed for any other gaze.
+    scene
+        (T,) index into `scenes` of the picture behind each bin; negative for none.
+    scene_offset
+        (2,) degrees, right and up, from the gaze to the middle of the window. The picture's middle is where gaze and
+        offset are 0.
     subject
         Subject; default the name up to the first underscore.
     info
@@ -127,6 +136,9 @@ class Session:
     unit_positions: np.ndarray | None = None
     unit_labels: Mapping[str, Sequence[str] | np.ndarray] = field(default_factory=dict)
     pixels_per_degree: float | None = None
+    scenes: Sequence[np.ndarray] = ()
+    scene: np.ndarray | None = None
+    scene_offset: Sequence[float] = (0.0, 0.0)
     subject: str = ""
     info: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -166,6 +178,12 @@ class Session:
         if not isinstance(notes, list | tuple):
             raise SessionError(f"notes are {shortened(self.notes)}; give a list of texts")
         self.notes = tuple(map(str, notes))
+        if not isinstance(self.scenes, list | tuple | np.ndarray):
+            raise SessionError(f"scenes are {shortened(self.scenes)}; give a list of them")
+        self.scenes = tuple(self.scenes)
+        self.scene = None if self.scene is None else whole_numbers(self.scene, "scene")
+        offset = as_array(self.scene_offset, "scene_offset", axes=(1,))
+        self.scene_offset = tuple(map(float, offset))
 
     def __repr__(self) -> str:
         types = ", ".join(np.unique(self.stimulus_type).tolist())
@@ -233,11 +251,14 @@ class Session:
         behavior = {k.removeprefix("behavior."): v for k, v in arrays.items() if k.startswith("behavior.")}
         names, split = np.asarray(metadata["stimulus_types"]), arrays.get("split")
         ids = arrays["unit_ids"] if metadata["unit_ids"] is None else np.asarray(metadata["unit_ids"])
-        plain = ("trial", "valid", "repeat_id", "time", *_PER_BIN, "unit_positions")
+        count = sum(key.startswith("scenes.") for key in arrays)
+        scenes = tuple(arrays[f"scenes.{index}"] for index in range(count))
+        plain = ("scene", "trial", "valid", "repeat_id", "time", *_PER_BIN, "unit_positions")
         session = cls.__new__(cls)
         vars(session).update(
             {key: metadata[key] for key in ("name", "subject", "info", "bin_rate", "pixels_per_degree")},
-            stimulus=arrays["stimulus"], responses=arrays["responses"], unit_ids=ids, behavior=behavior,
+            stimulus=arrays["stimulus"], responses=arrays["responses"], scenes=scenes,
+            scene_offset=tuple(metadata["scene_offset"]), unit_ids=ids, behavior=behavior,
             stimulus_type=names[arrays["stimulus_type"]], notes=tuple(metadata["notes"]),
             split=None if split is None else np.asarray(("", *SPLITS))[split],
             unit_labels={key: np.asarray(values, str) for key, values in metadata["unit_labels"].items()},
@@ -259,6 +280,9 @@ class Session:
         arrays |= {key: _as_float32(getattr(self, key)) for key in _PER_BIN if getattr(self, key) is not None}
         if self.unit_positions is not None:
             arrays["unit_positions"] = np.asarray(self.unit_positions, np.float32)
+        arrays |= {f"scenes.{index}": np.asarray(picture) for index, picture in enumerate(self.scenes)}
+        if self.scene is not None:
+            arrays["scene"] = np.asarray(self.scene, np.int32)
         if self.time is not None:
             arrays["time"] = np.asarray(self.time, np.float64)
         if self.split is not None:
@@ -270,7 +294,7 @@ class Session:
             "bin_rate": float(self.bin_rate), "stimulus_types": names.tolist(), "notes": list(self.notes),
             "unit_ids": self.unit_ids.tolist() if text_ids else None,
             "unit_labels": {key: values.tolist() for key, values in self.unit_labels.items()},
-            "pixels_per_degree": self.pixels_per_degree,
+            "pixels_per_degree": self.pixels_per_degree, "scene_offset": [float(value) for value in self.scene_offset],
         })  # fmt: skip
         return Path(path)
 
@@ -308,7 +332,7 @@ class Session:
             )
         per_bin = {
             "responses": self.responses, "trial": self.trial, "valid": self.valid, "repeat_id": self.repeat_id,
-            "stimulus_type": self.stimulus_type, "time": self.time, "split": self.split,
+            "stimulus_type": self.stimulus_type, "scene": self.scene, "time": self.time, "split": self.split,
             **{key: getattr(self, key) for key in _PER_BIN},
             **{f"behavior[{key!r}]": value for key, value in self.behavior.items()},
         }  # fmt: skip
@@ -363,6 +387,16 @@ class Session:
         for key in ("true_rate", "missing_pct", "unit_positions"):
             for part in blocks(getattr(self, key)) if getattr(self, key) is not None else ():
                 require(bool(np.isfinite(part).all()), f"{key} holds NaN or infinite values")
+        if self.scene is not None:
+            index = whole_numbers(self.scene, "scene")
+            require(
+                bool((index < len(self.scenes)).all()), f"scene names pictures beyond the {len(self.scenes)} scenes"
+            )
+        for picture in self.scenes:
+            require(
+                np.ndim(picture) == 2 and np.asarray(picture).dtype == np.uint8, "scenes are pictures (H, W), uint8"
+            )
+        require(len(self.scene_offset) == 2, "scene_offset is (right, up) in degrees")
         if self.split is not None:
             wrong = set(np.unique(self.split).tolist()) - {"", *SPLITS}
             require(not wrong, f"split holds {sorted(wrong)}; use {SPLITS} or an empty string")
@@ -393,8 +427,10 @@ def _as_float32(values: Any) -> Any:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if a is None or b is None or isinstance(a, str | float | int | tuple):
+    if a is None or b is None or isinstance(a, str | float | int):
         return bool(np.all(a == b))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
     if np.shape(a) != np.shape(b):
         return False
     return all(np.array_equal(x, y) for x, y in zip(_parts(a), _parts(b), strict=True))

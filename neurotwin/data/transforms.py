@@ -7,13 +7,13 @@ them on the training part once, and they are kept with the model.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 from scipy import ndimage, signal
 
-from ..config import DatasetConfig, Params, register
+from ..config import DatasetConfig, Only, Params, register
 from .kernels import AdaptationParams, RaisedCosineParams, adaptation_filters, raised_cosine_basis
 from .session import frame_shape
 
@@ -71,15 +71,15 @@ class Transform(Params):
     Attributes
     ----------
     looks_ahead
-        Whether a bin's value depends on later ones; a run says so.
+        What a run says at its start where a bin's value depends on later ones; empty where it does not.
     fits
         Whether it has constants that come from the training part.
     """
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether a bin's value depends on later ones; a run says so."""
-        return False
+    def looks_ahead(self) -> str:
+        """What a run says at its start where a bin's value depends on later ones; empty where it does not."""
+        return ""
 
     @property
     def fits(self) -> bool:
@@ -170,8 +170,8 @@ class Smooth(Transform):
     sigma: float = Field(..., gt=0, le=10_000, description="Standard deviation, bins.")
 
     @property
-    def looks_ahead(self) -> bool:
-        return True
+    def looks_ahead(self) -> str:
+        return f"looks ahead: a bin holds what comes up to about {2 * self.sigma:g} bins after it"
 
     def apply(self, array: np.ndarray, context: Context) -> np.ndarray:
         return context.per_run(
@@ -225,7 +225,9 @@ class SplitReLU(Transform):
     """relu(x) and relu(-x): doubles an axis."""
 
     split_dim: int = Field(-1, description="The axis.")
-    trainable_gain: Literal[False] = Field(False, description="Must be false: a transform has nothing to train.")
+    trainable_gain: Annotated[bool, Only(False, "a transform has nothing to train")] = Field(
+        False, description="Must be false: a transform has nothing to train."
+    )
 
     def apply(self, array: np.ndarray, context: Context) -> np.ndarray:
         array = _float(array)
@@ -241,8 +243,14 @@ class TemporalBasis(Transform, RaisedCosineParams):
     """
 
     @property
-    def looks_ahead(self) -> bool:
-        return not self.causal
+    def looks_ahead(self) -> str:
+        if self.causal:
+            return ""
+        later = self.history_bins - 1
+        return (
+            f"is centred on the bin (causal: false): predictions see up to {later} bins of the signal after it; at the "
+            "ends of a trial its first and last value are repeated"
+        )
 
     @property
     def fits(self) -> bool:
@@ -310,8 +318,8 @@ class FFTWhitening(Transform):
     n: float = Field(4.0, gt=0, description="Steepness.")
 
     @property
-    def looks_ahead(self) -> bool:
-        return True
+    def looks_ahead(self) -> str:
+        return "looks ahead: every bin depends on the whole trial"
 
     def apply(self, array: np.ndarray, context: Context) -> np.ndarray:
         if array.ndim not in (3, 4):

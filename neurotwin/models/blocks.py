@@ -1,10 +1,10 @@
 """The block that orders convolution, norm, activation, dropout and pool as a config says."""
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 from torch import Tensor, nn
 
 from ..config import ConfigError, FlatPart, NullIsNone, Params, define
@@ -70,17 +70,22 @@ class BlockConfig(Params):
             raise ValueError("pad must come before conv")
         return value
 
-    @model_validator(mode="after")
-    def _no_made_up_future(self) -> "BlockConfig":
-        paddings = {"conv_params": self.conv_params.padding}
-        paddings["pool_params"] = getattr(self.pool_params.params, "padding", (0, 0, 0))
-        for key, (time, height, width) in paddings.items():
-            if time and not self.causal:
-                raise ValueError(
-                    f"{key}.padding over time would end every prediction on made-up frames; "
-                    f"write [0, {height}, {width}], or causal: true"
-                )
-        return self
+    def idle(self) -> dict[str, tuple[Any, str]]:
+        fields, found = BlockConfig.model_fields, {}
+        for step, keys in _READ_IN.items():
+            if step not in self.order:
+                why = f"has no effect: {step} is not in order"
+                found |= {key: (fields[key].get_default(call_default_factory=True), why) for key in keys}
+        if self.norm_type != "group" and "norm" in self.order:
+            groups, usual = self.norm_params.num_groups, NormParams.model_fields["num_groups"].default
+            why = "" if groups in (1, usual) else f"num_groups has no effect: norm_type is {self.norm_type}"
+            found["norm_params"] = (self.norm_params.model_copy(update={"num_groups": usual}), why)
+        return found
+
+
+_READ_IN = {"norm": ("norm_type", "norm_params"), "act": ("act_type", "act_params"), "dropout": ("dropout",)}
+_READ_IN |= {"pool": ("pool_params",)}
+"""The step of a block that reads a key; what `order` leaves out is not done."""
 
 
 class Block(Layer):

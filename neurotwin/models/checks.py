@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..config import ConfigError, ModelConfig, Part, registered
+from ..config import MODEL, ConfigError, ModelConfig, Part, notice, registered
 from ..data.spec import SessionSpec
 from .stages import Maps
 
@@ -33,11 +33,9 @@ def check_sessions(config: ModelConfig, sessions: Sequence[SessionSpec]) -> None
                 f"session {spec.name} has {spec.bin_rate:g} bins a second and {names[0]} {sessions[0].bin_rate:g}; "
                 f"resample to one rate with `sampling`"
             )
-    if config.sampling_rate not in (None, sessions[0].bin_rate):
-        raise ConfigError(
-            f"sampling_rate: {config.sampling_rate:g} Hz, but the sessions have {sessions[0].bin_rate:g} Hz; "
-            f"resample them with `sampling`, or correct it"
-        )
+    rate = sessions[0].bin_rate
+    if config.sampling_rate is not None and abs(config.sampling_rate - rate) > 1e-3 * rate:
+        notice(MODEL, ("sampling_rate",), f"is a label: it says {config.sampling_rate:g} Hz, the data have {rate:g}")
 
 
 def check_frames(config: ModelConfig, sessions: Sequence[SessionSpec], maps: Sequence[Maps]) -> Maps:
@@ -72,7 +70,7 @@ def check_lags(receptive_field: int, sessions: Sequence[SessionSpec]) -> None:
             )
 
 
-def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], features: Maps) -> None:
+def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec]) -> None:
     """Whether every part that needs behaviour is given it, with the number of variables that it expects."""
     for part in (config.modulator, config.shifter):
         for spec in sessions:
@@ -90,11 +88,6 @@ def check_behavior(config: ModelConfig, sessions: Sequence[SessionSpec], feature
                 f"session {spec.name}: {spec.behavior_dim} behaviour variables where {wanted} are expected (by "
                 f"behavior_dim or the first session); use the same transforms for all sessions"
             )
-    given = getattr(config.modulator.params, "feature_dim", None)
-    if given not in (None, features.channels):
-        raise ConfigError(
-            f"modulator.params.feature_dim: {given}, but the convnet gives {features.channels} channels; leave it out"
-        )
 
 
 def check_shift(part: Part, readout: nn.Module, features: Maps) -> None:

@@ -3,8 +3,8 @@
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from math import sqrt
-from typing import Any
+from math import floor, sqrt
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..config import ConfigError, Params, PositiveInt, register
+from ..config import Only, Params, PositiveInt, register
 from .blocks import Block, BlockConfig
 from .layers import Activation, ActivationName
 from .norms import BatchNorm
-from .stages import Layer, Maps, Stage, fold_time, inside, normal, unfold_time
+from .stages import Layer, Maps, Stage, fold_time, inside, normal, per_frame, unfold_time
 
 __all__ = ["ConvNet", "ConvNetParams", "DenseNet", "ResNet", "Skip"]
 
@@ -30,6 +30,9 @@ class StemConfig(BlockConfig):
 class ConvNetParams(Params):
     """A stack of blocks."""
 
+    dim: Annotated[int, Only(3, "kernels are over time and space; write kernel_size: [1, H, W] for space alone")] = (
+        Field(3, description="Must be 3: kernels are over time and space.")
+    )
     channels: tuple[PositiveInt, ...] = Field((32, 64), min_length=1, description="Output channels of each block.")
     stem_config: StemConfig | None = Field(None, description="A block before the first.")
     block_configs: tuple[BlockConfig, ...] | None = Field(None, description="One a channel. Default: 3x3x3, relu.")
@@ -159,33 +162,30 @@ class Dense(Layer):
 class Skip(nn.Module):
     """The part of a block's input that its outputs are centred on: the newest frames, cropped and strided.
 
-    Around an adaptive pool it is averaged over the pool's regions instead.
-
-    Raises
-    ------
-    ConfigError
-        If outputs are centred outside of the input, because the padding exceeds half of the kernel.
+    Padding of more than half of the kernel makes outputs that are centred outside of the input; there it is 0, as what
+    the kernel saw there was. Around an adaptive pool the input is averaged over the pool's regions instead.
     """
 
     def __init__(self, block: Block, inputs: Maps):
         super().__init__()
         self.context, self.size, self.crop = block.context, (block.outputs.height, block.outputs.width), None
+        self.margin: list[int] = []
         if block.stride is not None:
             self.crop = []
             sizes = zip(block.offset, block.stride, self.size, (inputs.height, inputs.width), strict=True)
             for offset, stride, outputs, size in sizes:
-                first, stop = int(offset), int(offset) + stride * (outputs - 1) + 1
-                if offset < 0 or stop > size:
-                    raise ConfigError(
-                        "conv_params.padding: more than half of the kernel, so that outputs lie outside of the input, "
-                        "where a shortcut has nothing to add; use less"
-                    )
-                self.crop.append(slice(first, stop, stride))
+                first = floor(offset)
+                stop = first + stride * (outputs - 1) + 1
+                before, after = max(0, -first), max(0, stop - size)
+                self.margin = [before, after, *self.margin]  # the last axis first, as torch has it
+                self.crop.append(slice(first + before, stop + before, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, self.context :]
         if self.crop is None:
             return unfold_time(F.adaptive_avg_pool2d(fold_time(x), self.size), len(x))
+        if any(self.margin):
+            x = per_frame(F.pad, x, self.margin)
         return x[..., self.crop[0], self.crop[1]]
 
 

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConfigError, Params, PositiveInt, register
-from ..data.kernels import AdaptationParams, RaisedCosineParams, raised_cosine_basis
+from ..config import MODEL, ConfigError, Params, PositiveInt, notice, register
+from ..data.kernels import AdaptationParams, RaisedCosineParams, other_bins, raised_cosine_basis
 from .blocks import Block, BlockConfig
 from .layers import Kernel, KernelParams
 from .norms import BatchNorm, NormParams
@@ -180,7 +180,10 @@ class TemporalBasis(Stage):
     def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
         bin_ms = params.bin_size_ms or 1000 / inputs.bin_rate
-        basis = torch.as_tensor(raised_cosine_basis(params, bin_ms), dtype=torch.get_default_dtype())
+        if text := other_bins(params.bin_size_ms, 1000 / inputs.bin_rate):
+            notice(MODEL, ("frontend", "params", "bin_size_ms"), text)
+        # A copy: numpy gives an array of one bin, read backwards, a stride that torch does not take.
+        basis = torch.as_tensor(raised_cosine_basis(params, bin_ms).copy(), dtype=torch.get_default_dtype())
         self.register_buffer("basis", basis.expand(inputs.channels, -1, -1).clone(), persistent=False)
         self.context = params.history_bins - 1
         self.outputs = replace(inputs, channels=inputs.channels * len(basis))
@@ -223,6 +226,10 @@ class DynamicalAdaptation(Stage):
             self.register_buffer(f"fixed_{name}", None if name in learned else raw, persistent=False)
         self.length, self.bin_ms = params.filter_length, 1000 / inputs.bin_rate
         self.context, self.outputs = params.filter_length - 1, inputs
+        if not self.filters().isfinite().all():
+            raise ConfigError(
+                f"filter_length: {self.length} bins are too few, the filters are 0 in all of them; use more"
+            )
 
     def value(self, name: str) -> Tensor:
         """The present value of a parameter, in the units of the config."""

@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 from math import prod, sqrt
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import activation as torch_activations
 
-from ..config import ConfigError, NullIsNone, Params, PositiveInt, Size, nearest
+from ..config import ConfigError, NullIsNone, Params, PositiveInt, PositiveSize, Size, nearest
 from .stages import Layer, Maps, channels_last, linear, normal, per_frame
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Kernel",
     "KernelParams",
     "OddInt",
+    "idle_padding",
     "taper",
 ]
 
@@ -60,7 +61,7 @@ OddInt = Annotated[PositiveInt, AfterValidator(_check_odd)]
 class WindowParams(Params):
     """Parameters of the anti-alias window."""
 
-    power: float = Field(1.0, gt=0, description="The window is raised to this power; below 1 it tapers less.")
+    power: float = Field(1.0, gt=0, le=1000, description="The window is raised to this power; below 1 it tapers less.")
 
 
 class KernelParams(Params):
@@ -73,7 +74,15 @@ class KernelParams(Params):
     aa_window_kwargs: WindowParams = Field(default_factory=WindowParams, description="Parameters of the window.")
     use_weight_norm: bool = Field(False, description="Normalise each filter, with a learned norm.")
     keep_unit_norm: bool = Field(False, description="Normalise each filter, whose norm stays 1.")
-    weight_norm_dim: int = Field(0, description="Axis of the weight that is not normalised over (0: each filter).")
+    weight_norm_dim: int = Field(
+        0, ge=-5, le=4, description="Axis of the weight that is not normalised over (0: each filter)."
+    )
+
+    def idle(self) -> dict[str, tuple[Any, str]]:
+        if self.aa_signal:
+            return {}
+        why = "has no effect: aa_signal is false"
+        return {"aa_window": ("hann", why), "aa_window_kwargs": (WindowParams(), why)}
 
 
 class ConvParams(KernelParams):
@@ -82,29 +91,37 @@ class ConvParams(KernelParams):
     type: Literal["standard", "depthwise"] = Field(
         "standard", description="standard, or depthwise followed by a pointwise convolution."
     )
-    kernel_size: Size = Field((3, 3, 3), description="[T, H, W] in bins and pixels.")
-    stride: Size = Field((1, 1, 1), description="[T, H, W]. A stride over time is realised as dilation further on.")
-    padding: Size = Field((0, 0, 0), description="[T, H, W]. In causal blocks time is padded as needed instead.")
-    dilation: Size = Field((1, 1, 1), description="[T, H, W].")
+    kernel_size: PositiveSize = Field((3, 3, 3), description="[T, H, W] in bins and pixels.")
+    stride: PositiveSize = Field(
+        (1, 1, 1), description="[T, H, W]. A stride over time is realised as dilation further on."
+    )
+    padding: Size = Field(
+        (0, 0, 0), description="[T, H, W]. Over time it has no effect: the frames before a clip stand in."
+    )
+    dilation: PositiveSize = Field((1, 1, 1), description="[T, H, W].")
     groups: PositiveInt = Field(1, description="Groups of channels that do not mix.")
     bias: bool | None = Field(None, description="Default: true only without a norm.")
     padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = Field("zeros", description="Spatial padding.")
 
-    @model_validator(mode="after")
-    def _check(self) -> "ConvParams":
-        for key in ("kernel_size", "stride", "dilation"):
-            if min(getattr(self, key)) < 1:
-                raise ValueError(f"{key} must be at least 1 on every axis")
-        if min(self.padding) < 0:
-            raise ValueError("padding must not be negative")
-        return self
+    def idle(self) -> dict[str, tuple[Any, str]]:
+        return super().idle() | idle_padding(self.padding)
+
+
+def idle_padding(padding: tuple[int, int, int]) -> dict[str, tuple[Any, str]]:
+    """Padding over time has no effect: a prediction is never made of frames that nobody saw."""
+    if not padding[0]:
+        return {}
+    why = "has no effect over time: a kernel there sees the frames up to the predicted one, and none are made up"
+    return {"padding": ((0, *padding[1:]), why)}
 
 
 class ActParams(Params):
     """Parameters of an activation."""
 
     negative_slope: float | None = Field(None, description="leakyrelu: slope below 0 (default 0.01).")
-    beta: float | None = Field(None, description="softplus, bsoftplus: sharpness (its initial value, where learned).")
+    beta: float | None = Field(
+        None, gt=0, description="softplus, bsoftplus: sharpness (its initial value, where learned)."
+    )
     split_dim: int | None = Field(None, description="splitrelu: axis that doubles; the channels by default.")
 
 
@@ -184,9 +201,10 @@ class Conv(Kernel):
         self.offset = tuple(e / 2 - p for e, p in zip(extent, self.padding, strict=True))
         what = f"conv_params: kernel_size {list(params.kernel_size)}"
         maps = inputs.resized(tuple(e + 1 for e in extent), self.stride, self.padding, what)
-        limit = {"reflect": min(inputs.height, inputs.width) - 1, "circular": min(inputs.height, inputs.width)}
-        if max(self.padding) > limit.get(self.mode, max(self.padding)):
-            raise ConfigError(f"conv_params.padding: {self.mode} needs padding of at most {limit[self.mode]} here")
+        spare = {"reflect": 1, "circular": 0}.get(self.mode)
+        for width, pixels in zip(self.padding, (inputs.height, inputs.width), strict=True):
+            if spare is not None and width > pixels - spare:
+                raise ConfigError(f"conv_params.padding: {self.mode} needs padding of at most {pixels - spare} here")
         self.outputs = replace(maps, channels=channels, step=inputs.step * step)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         pointwise = normal(channels, between, 1, 1, 1, std=sqrt(2 / between), generator=generator)

@@ -5,14 +5,14 @@ A modulator is called with features (B, C, T, H, W) and the behaviour (B, T, K) 
 
 from dataclasses import replace
 from math import sqrt
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConfigError, Params, PositiveInt, register
+from ..config import ConfigError, Only, Params, PositiveInt, register
 from .layers import MLP, EncoderParams, OddInt
 from .recurrent import ConvGRULayer
 from .stages import Maps, Stage, fold_time, linear, normal, unfold_time
@@ -24,7 +24,10 @@ class ModulatorParams(Params):
     """What all modulators share."""
 
     behavior_dim: PositiveInt | None = Field(None, description="Checked against the data where given.")
-    feature_dim: PositiveInt | None = Field(None, description="Checked against the convnet's channels where given.")
+    feature_dim: PositiveInt | None = Field(None, description="Without effect: it is worked out from the features.")
+
+    def idle(self) -> dict[str, tuple[Any, str]]:
+        return {"feature_dim": (None, "has no effect: it is worked out from the features")}
 
 
 @register("modulator", "concat")
@@ -87,6 +90,15 @@ class ConvGRUModulator(Stage):
         hidden_dim: PositiveInt = Field(64, description="Channels of the state.")
         beh_emb_dim: PositiveInt = Field(16, description="Features of the behaviour.")
         kernel_size: OddInt = Field(3, description="Spatial kernel, odd.")
+        use_depthwise: Annotated[bool, Only(False, "a gate mixes all channels")] = Field(
+            False, description="Must be false: a gate mixes all channels."
+        )
+        use_grouped: Annotated[bool, Only(False, "a gate mixes all channels")] = Field(
+            False, description="Must be false: a gate mixes all channels."
+        )
+        num_groups: Annotated[int, Only(1, "a gate mixes all channels")] = Field(
+            1, description="Must be 1: a gate mixes all channels."
+        )
         use_layer_norm: bool = Field(True, description="Normalise the gates over channels.")
         learnable_h0: bool = Field(True, description="Learn the state before the first frame (else 0).")
         use_residual: bool = Field(True, description="Add the features to the output (projected where widths differ).")

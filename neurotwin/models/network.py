@@ -17,7 +17,7 @@ from ..data.spec import SessionSpec
 from ..likelihoods import ResponseStatistics
 from .checks import check_behavior, check_frames, check_lags, check_sessions
 from .session_module import SessionModule
-from .stages import Stage, build, channels_last
+from .stages import Stage, build, channels_last, reserving
 
 __all__ = ["CORE_PARTS", "Network", "Streamer", "evaluating"]
 
@@ -59,6 +59,7 @@ class Network(nn.Module):
         If config and sessions do not fit together; the message says what to change.
     """
 
+    @reserving()
     def __init__(
         self, config: ModelConfig, sessions: Sequence[SessionSpec], *, generator: torch.Generator | None = None
     ):
@@ -70,7 +71,7 @@ class Network(nn.Module):
         maps = check_frames(config, self.sessions, [adapter.outputs for adapter in adapters])
         self.frontend: Stage = build(config.frontend, maps, generator=generator)
         self.convnet: Stage = build(config.convnet, self.frontend.outputs, generator=generator)
-        check_behavior(config, self.sessions, self.convnet.outputs)
+        check_behavior(config, self.sessions)
         self.modulator: Stage = build(
             config.modulator, self.convnet.outputs, behavior_dim=self.sessions[0].behavior_dim, generator=generator
         )

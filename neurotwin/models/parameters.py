@@ -83,6 +83,8 @@ class ParameterInfo:
         Index of the session that it belongs to; None for the shared core.
     part
         Part of the core (`frontend`) or of a session (`readout`).
+    lr_scale
+        How much faster than others it learns: where a module says so, in its attribute `lr_scales`.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ParameterInfo:
     kind: str
     session: int | None
     part: str
+    lr_scale: float = 1.0
 
     @property
     def decays(self) -> bool:
@@ -111,7 +114,8 @@ def describe_parameters(model: nn.Module) -> Iterator[ParameterInfo]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 name = f"{path}.{own}".strip(".")
-                yield ParameterInfo(dialect_name(name), parameter, _kind(module, own), *_place(name))
+                scale = getattr(module, "lr_scales", {}).get(own, 1.0)
+                yield ParameterInfo(dialect_name(name), parameter, _kind(module, own), *_place(name), scale)
 
 
 def dialect_name(name: str) -> str:

@@ -285,7 +285,7 @@ def scheduled_weight(weight: float, schedule: ScheduleConfig, epoch: float) -> f
     >>> [scheduled_weight(0.5, ramp, epoch) for epoch in range(6)]
     [0.0, 0.0, 0.0, 0.25, 0.5, 0.5]
     """
-    kind, last = define("penalty_schedule", schedule.kind), schedule.last_epoch
+    kind, last = define("penalty_schedule", schedule.kind), schedule.end_epoch
     if kind is Constant or epoch >= last:
         return weight
     first = kind.first(schedule)

@@ -3,15 +3,16 @@
 from dataclasses import replace
 from functools import reduce
 from math import prod, sqrt
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConfigError, Params, PositiveInt, Size, register
-from .layers import Conv, ConvParams, OddInt
-from .stages import Layer, Maps, linear, per_frame, time_taps
+from ..config import ConfigError, Params, PositiveInt, PositiveSize, Size, register
+from .layers import Conv, ConvParams, OddInt, idle_padding
+from .stages import Layer, Maps, linear, per_frame, reserve, time_taps
 
 __all__ = [
     "AdaptivePool",
@@ -19,6 +20,7 @@ __all__ = [
     "LearnedPool",
     "LocalAttention",
     "Pool",
+    "SoftPool",
     "SqueezeExcitePool",
     "WindowPool",
     "binomial",
@@ -31,7 +33,16 @@ class Pool(Layer):
     class Params(Params):
         """Stride of a pool."""
 
-        stride: Size | None = Field(None, description="Default: 2 in space, 1 in time.")
+        stride: PositiveSize | None = Field(None, description="Default: 2 in space, 1 in time.")
+
+        @model_validator(mode="after")
+        def _check_sizes(self) -> Self:
+            for key in ("stride", "kernel_size", "output_size"):
+                if (size := getattr(self, key, None)) is not None and min(size) < 1:
+                    raise ValueError(f"{key} must be at least 1 on every axis")
+            if min(getattr(self, "padding", (0,))) < 0:
+                raise ValueError("padding must not be negative")
+            return self
 
     stride: tuple[int, int] | None = (1, 1)
     offset: tuple[float, float] | None = (0.0, 0.0)
@@ -48,8 +59,11 @@ class NoPool(Pool):
 class WindowParams(Pool.Params):
     """A sliding window."""
 
-    kernel_size: Size | None = Field(None, description="Window. Default: the stride.")
-    padding: Size = Field((0, 0, 0), description="[T, H, W].")
+    kernel_size: PositiveSize | None = Field(None, description="Window. Default: the stride.")
+    padding: Size = Field((0, 0, 0), description="[T, H, W]. Over time it has no effect.")
+
+    def idle(self) -> dict[str, tuple[Any, str]]:
+        return idle_padding(self.padding)
 
 
 class WindowPool(Pool):
@@ -107,7 +121,7 @@ class AdaptivePool(Pool):
     class Params(WindowParams):
         """Regions, or a window that gives as many."""
 
-        output_size: Size | None = Field(
+        output_size: PositiveSize | None = Field(
             None,
             description="Number of regions [1, H, W]; time is never pooled. In its place: kernel_size alone, or "
             "kernel_size, stride and padding for as many regions as such a window gives.",
@@ -126,11 +140,12 @@ class AdaptivePool(Pool):
             sizes = [params.kernel_size or stride, stride]
         if any(size is None or size[0] != 1 for size in sizes):
             raise ConfigError(f"pool_params: {self.name} needs output_size: [1, H, W]; time is never pooled to a clip")
-        height, width = sizes[0][1:]
+        height, width = inputs.present(sizes[0][1:], 1)
         self.outputs = replace(inputs, height=height, width=width)
         if windowed:
-            kernel, stride = (size[1:] for size in sizes)
-            self.outputs = inputs.resized(kernel, stride, params.padding[1:], f"pool_params: {self.name}")
+            kernel, stride = (inputs.present(size[1:], 1) for size in sizes)
+            padding = inputs.present(params.padding[1:], 0)
+            self.outputs = inputs.resized(kernel, stride, padding, f"pool_params: {self.name}")
         self.size = (self.outputs.height, self.outputs.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,43 +178,88 @@ class LearnedPool(Conv):
         super().__init__(conv, inputs, inputs.channels, bias=True, generator=generator)
 
 
-@register("pool", "aablur")
-class BlurPool(Pool):
-    """Binomial blur, then every `stride`-th pixel and frame (Zhang 2019). The kernel is odd, so nothing shifts.
+class SoftPool(Pool):
+    """What pools share that may weight pixels by their values, and channels by what the frame holds as a whole.
 
-    Frames are blurred over time likewise, causally.
+    Pixels of a window w are summed with weights w, or with softmax(x + log w) where the pool is soft (Stergiou et al.
+    2021). Channels are then scaled by sigmoid(W₂ relu(W₁ mean_pixels x)), where there is such a gate (Hu et al. 2018).
     """
 
-    def __init__(self, params: Pool.Params, inputs: Maps, **_: object):
+    def __init__(
+        self, window: Tensor, stride: tuple[int, int], margin: tuple[int, int], inputs: Maps, *, soft: bool,
+        r: int | None, step: int, what: str, generator: torch.Generator,
+    ):  # fmt: skip
         super().__init__()
+        self.stride, self.margin, self.soft = stride, margin, soft
+        self.offset = tuple((k - 1) / 2 - m for k, m in zip(window.shape, margin, strict=True))
+        self.register_buffer("window", window, persistent=False)
+        maps = replace(inputs, step=inputs.step * step)
+        self.outputs = maps.resized(tuple(window.shape), stride, margin, f"pool_params: {what}")
+        self.squeeze = self.excite = None
+        if r is not None:
+            squeezed = max(1, inputs.channels // r)
+            self.squeeze = linear(inputs.channels, squeezed, generator=generator, scale=sqrt(2))
+            self.excite = linear(squeezed, inputs.channels, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return per_frame(self._pool, x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        (rows, columns), channels = self.margin, x.shape[1]
+        x = F.pad(x, (columns, columns, rows, rows), mode="replicate")
+        if self.soft:
+            patches = F.unfold(x, self.window.shape, stride=self.stride).unflatten(1, (channels, -1))
+            weight = (patches + self.window.flatten()[:, None].log()).softmax(dim=2)
+            x = (weight * patches).sum(dim=2).unflatten(2, (self.outputs.height, self.outputs.width))
+        else:
+            x = F.conv2d(x, self.window.expand(channels, 1, -1, -1), stride=self.stride, groups=channels)
+        if self.squeeze is None:
+            return x
+        gate = self.excite(self.squeeze(x.mean(dim=(2, 3))).relu()).sigmoid()
+        return x * gate[..., None, None]
+
+
+@register("pool", "aablur")
+class BlurPool(SoftPool):
+    """Binomial blur, then every `stride`-th pixel and frame (Zhang 2019). The kernel is odd, so nothing shifts.
+
+    Frames are blurred over time likewise, causally. Over space the blur may be soft, and a gate may follow; see
+    :class:`SoftPool`.
+    """
+
+    class Params(Pool.Params):
+        """Blur before sampling; soft pooling, and squeeze and excite, where asked for."""
+
+        r: PositiveInt | None = Field(
+            None, description="Squeeze and excite after it, with this reduction. Default: not done."
+        )
+        use_soft: bool = Field(False, description="Weight pixels by their exponential too (soft pool).")
+
+    def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
         step, *stride = params.stride or (1, 2, 2)
         stride = inputs.present(tuple(stride), 1)
-        self.step, self.stride = inputs.step, stride
+        window = torch.outer(binomial(2 * stride[0] - 1), binomial(2 * stride[1] - 1))
+        super().__init__(
+            window, stride, (stride[0] - 1, stride[1] - 1), inputs, soft=params.use_soft, r=params.r, step=step,
+            what="aablur", generator=generator,
+        )  # fmt: skip
+        self.step = inputs.step
         self.register_buffer("over_time", binomial(2 * step - 1), persistent=False)
-        blur = torch.outer(binomial(2 * stride[0] - 1), binomial(2 * stride[1] - 1))
-        self.register_buffer("over_space", blur, persistent=False)
         self.context = 2 * (step - 1) * inputs.step
-        self.margin = (stride[1] - 1, stride[1] - 1, stride[0] - 1, stride[0] - 1)
-        maps = replace(inputs, step=inputs.step * step)
-        self.outputs = maps.resized((1, 1), self.stride, (0, 0), "pool_params: aablur")
 
     def forward(self, x: Tensor) -> Tensor:
         views = time_taps(x, len(self.over_time), self.step)
         if len(views) > 1:
             x = sum(weight * view for weight, view in zip(self.over_time, views, strict=True))
-        channels = x.shape[1]
-        x = per_frame(F.pad, x, self.margin, mode="replicate")
-        kernel = self.over_space.expand(channels, 1, -1, -1)
-        return per_frame(F.conv2d, x, kernel, stride=self.stride, groups=channels)
+        return super().forward(x)
 
 
 @register("pool", "se_pool")
-class SqueezeExcitePool(Pool):
-    """Spatial soft pool, then channels scaled by what the frame holds as a whole.
+class SqueezeExcitePool(SoftPool):
+    """Spatial soft pool, then channels scaled by what the frame holds as a whole; see :class:`SoftPool`.
 
-    Pixels of a window are weighted by softmax(x) (Stergiou et al. 2021), on top of a binomial blur where `use_blur`;
-    channels are scaled by sigmoid(W₂ relu(W₁ mean_pixels x)) (Hu et al. 2018). A stride over time only spreads the
-    taps of later layers.
+    The window is a binomial blur where `use_blur`, else it is flat. A stride over time only spreads the taps of later
+    layers.
     """
 
     class Params(Pool.Params):
@@ -210,36 +270,16 @@ class SqueezeExcitePool(Pool):
         use_blur: bool = Field(True, description="Blur before sampling.")
 
     def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
-        super().__init__()
         step, *stride = params.stride or (1, 2, 2)
         stride = inputs.present(tuple(stride), 1)
-        self.stride, self.use_soft, self.context = stride, params.use_soft, 0
-        self.kernel = tuple(2 * s - 1 for s in stride) if params.use_blur else self.stride
-        self.margin = tuple(s - 1 if params.use_blur else 0 for s in stride)
-        self.offset = tuple((k - 1) / 2 - m for k, m in zip(self.kernel, self.margin, strict=True))
-        weight = torch.ones(self.kernel) / prod(self.kernel)
+        window, margin = torch.ones(stride) / prod(stride), (0, 0)
         if params.use_blur:
-            weight = torch.outer(*(binomial(k) for k in self.kernel))
-        self.register_buffer("window", weight.flatten(), persistent=False)
-        maps = replace(inputs, step=inputs.step * step)
-        self.outputs = maps.resized(self.kernel, self.stride, self.margin, "pool_params: se_pool")
-        squeezed = max(1, inputs.channels // params.r)
-        self.squeeze = linear(inputs.channels, squeezed, generator=generator, scale=sqrt(2))
-        self.excite = linear(squeezed, inputs.channels, generator=generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return per_frame(self._pool, x)
-
-    def _pool(self, x: Tensor) -> Tensor:
-        (rows, columns), maps = self.margin, self.outputs
-        x = F.pad(x, (columns, columns, rows, rows), mode="replicate")
-        patches = F.unfold(x, self.kernel, stride=self.stride).unflatten(1, (x.shape[1], -1))
-        weight = self.window[:, None]
-        if self.use_soft:
-            weight = (patches + weight.log()).softmax(dim=2)
-        x = (weight * patches).sum(dim=2)
-        gate = self.excite(self.squeeze(x.mean(dim=2)).relu()).sigmoid()
-        return (x * gate[..., None]).unflatten(2, (maps.height, maps.width))
+            window = torch.outer(binomial(2 * stride[0] - 1), binomial(2 * stride[1] - 1))
+            margin = (stride[0] - 1, stride[1] - 1)
+        super().__init__(
+            window, stride, margin, inputs, soft=params.use_soft, r=params.r, step=step, what="se_pool",
+            generator=generator,
+        )  # fmt: skip
 
 
 @register("pool", "locatt")
@@ -254,16 +294,19 @@ class LocalAttention(Pool):
     class Params(Params):
         """Sizes of the neighbourhood."""
 
-        chan_window: PositiveInt = Field(3, description="Channels that compete with one another.")
+        chan_window: Annotated[int, Field(gt=0, le=1024)] = Field(
+            3, description="Channels that compete with one another."
+        )
         spatial_kernel: OddInt = Field(3, description="Neighbourhood in pixels, odd.")
 
     kinds = {"weight": "kernel"}
 
     def __init__(self, params: Params, inputs: Maps, **_: object):
         super().__init__()
-        size = params.spatial_kernel
+        size = inputs.present((params.spatial_kernel, params.spatial_kernel), 1)
         self.window, self.outputs = params.chan_window, inputs
-        self.weight = nn.Parameter(torch.full((inputs.channels, 1, size, size), 1 / size**2))
+        reserve(inputs.channels, *size)
+        self.weight = nn.Parameter(torch.full((inputs.channels, 1, *size), 1 / prod(size)))
 
     def forward(self, x: Tensor) -> Tensor:
         return per_frame(self._attend, x)

@@ -1,19 +1,23 @@
 """From features to units: one readout a session, (B, C, T, H, W) to (B, T, U).
 
-Positions are in units of half a map: (x, y) in [-1, 1] from edge to edge of the outermost pixels. Features are first
-pooled over space, for all units in one matrix product. Then they are weighted and summed. In this order, no map has to
-be kept for each unit, which would take much memory.
+Positions, their spread and their shifts are in feature pixels, the pixels of the map that a readout sees: (x, y) to the
+right and down from the middle of the map. Features are first pooled over space, for all units in one matrix product.
+Then they are weighted and summed. In this order, no map has to be kept for each unit, which would take much memory.
+
+An optimizer such as Adam takes steps of about the learning rate, whatever the unit of a parameter. Positions in pixels
+would therefore cross a large map more slowly than a small one. So that they do not, they learn faster by half the size
+of the map (`lr_scales`).
 """
 
 from math import prod, sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import ConfigError, Params, PositiveInt, register
+from ..config import LARGEST, ConfigError, Params, PositiveInt, register
 from .stages import Maps, fold_time, linear, normal
 
 __all__ = [
@@ -22,11 +26,19 @@ __all__ = [
     "GaussianEIReadout",
     "GaussianReadout",
     "LinearReadout",
+    "PixelReadout",
     "PointReadout",
     "Readout",
+    "half_size",
     "pixel_centres",
     "pooled",
+    "starts",
 ]
+
+_FLOOR = 0.5
+"""Least width of a Gaussian, feature pixels."""
+_USUAL_STD, _USUAL_SPREAD = 0.3, 0.1
+"""Of half the map: width of a Gaussian at the start, and spread of the positions, where the config says nothing."""
 
 
 class Readout(nn.Module):
@@ -49,15 +61,18 @@ class Readout(nn.Module):
     ----------
     takes_shift
         Whether the readout has positions that a shifter may move: ``readout(features, shift)``.
+    lr_scales
+        How much faster than others each of its own parameters learns, by name; those left out do not.
     """
 
     class Params(Params):
         """What all readouts share."""
 
-        n_units: PositiveInt | None = Field(
-            None, description="Units come from the session; a number given is not needed."
-        )
+        n_units: PositiveInt | None = Field(None, description="Without effect: the units are the session's.")
         bias: bool = Field(True, description="A constant per unit, started at the unit's mean training rate.")
+
+        def idle(self) -> dict[str, tuple[Any, str]]:
+            return {"n_units": (None, "has no effect: the units are the session's")}
 
     kinds = {
         "bias": "bias", "features": "features", "mean": "position", "std": "position", "theta": "position",
@@ -71,6 +86,7 @@ class Readout(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(n_units)) if params.bias else None
+        self.lr_scales: dict[str, float] = {}
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """From features (B, C, T, H, W), and shifts (B, T, 2) of all positions, to what drives the units (B, T, U)."""
@@ -91,14 +107,21 @@ class GaussianReadout(Readout):
     """Features weighted under one rotated 2-D Gaussian per unit, normalised to sum 1 over the pixels.
 
     w_u(p) ∝ exp(−½ (p − μ)ᵀ R S⁻² Rᵀ (p − μ)),  rate drive = Σ_c f_uc Σ_p w_u(p) x_c(p) + b_u, with S the two standard
-    deviations sqrt(std² + (half a pixel of that axis)²): below half a pixel no gradient would reach the position.
+    deviations sqrt(std² + ½²), feature pixels: below half a pixel no gradient would reach the position.
     """
 
     class Params(Readout.Params):
         """Features weighted under one rotated 2-D Gaussian per unit, normalised to sum 1."""
 
-        initial_std: float = Field(0.3, gt=0, description="Standard deviation at the start; half a map is 1.")
-        initial_mean_scale: float = Field(0.1, ge=0, description="Spread of the centres at the start; half a map is 1.")
+        initial_std: float | None = Field(
+            None, gt=0, le=LARGEST,
+            description="Standard deviation at the start, feature pixels. Default: 0.3 of half the map.",
+        )  # fmt: skip
+        initial_mean_scale: float | None = Field(
+            None, ge=0, le=LARGEST,
+            description="Spread of the centres about the middle of the map at the start, feature pixels. Default: 0.1 "
+            "of half the map.",
+        )  # fmt: skip
 
     takes_shift = True
 
@@ -112,7 +135,7 @@ class GaussianReadout(Readout):
 
     def weights(self, shift: Tensor | None = None) -> Tensor:
         """The Gaussians, (..., U, H, W), each of sum 1; one for each shift (B, T, 2): (B, T, ..., U, H, W)."""
-        std = (self.std.square() + self.floor_squared).sqrt()
+        std = (self.std.square() + _FLOOR**2).sqrt()
         away = self.grid - self.mean[..., None, None, :]
         cos, sin = self.theta.cos()[..., None, None], self.theta.sin()[..., None, None]
         along = (cos * away[..., 0] + sin * away[..., 1]) / std[..., 0, None, None]
@@ -129,14 +152,14 @@ class GaussianReadout(Readout):
         return self.weights()
 
     def _place(self, params: Params, inputs: Maps, shape: tuple[int, ...], generator: torch.Generator) -> None:
-        floor = (1 / inputs.width, 1 / inputs.height)
-        self.register_buffer("floor_squared", torch.tensor([size**2 for size in floor]), persistent=False)
         self.register_buffer("grid", pixel_centres(inputs.height, inputs.width), persistent=False)
-        std = torch.tensor([sqrt(max(params.initial_std**2 - size**2, (0.1 * size) ** 2)) for size in floor])
-        centres = normal(shape[-1], 2, std=params.initial_mean_scale, generator=generator)
+        width, spread = starts(params, inputs)
+        std = sqrt(max(width**2 - _FLOOR**2, (0.1 * _FLOOR) ** 2))
+        centres = normal(shape[-1], 2, std=spread, generator=generator)
         self.mean = nn.Parameter(centres.expand(*shape, 2).clone())
-        self.std = nn.Parameter(std.expand(*shape, 2).clone())
+        self.std = nn.Parameter(torch.full((*shape, 2), std))
         self.theta = nn.Parameter(torch.zeros(shape))
+        self.lr_scales = dict.fromkeys(("mean", "std"), half_size(inputs))
 
 
 @register("readout", "gaussianei")
@@ -167,7 +190,22 @@ class GaussianEIReadout(GaussianReadout):
 
 @register("readout", "linear")
 class LinearReadout(Readout):
-    """One weight for every feature and pixel; `features` is (U, C, H, W)."""
+    """Features averaged over the map, then one weight for each; `features` is (U, C)."""
+
+    class Params(Readout.Params):
+        """Features averaged over the map, then one weight for each."""
+
+    def __init__(self, params: Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
+        super().__init__(params, inputs, n_units, generator=generator, **rest)
+        self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
+
+    def drive(self, x: Tensor) -> Tensor:
+        return F.linear(x.mean(dim=(3, 4)).transpose(1, 2), self.features)
+
+
+@register("readout", "pixels")
+class PixelReadout(Readout):
+    """One weight for every feature and pixel; `features` is (U, C, H, W). With a linear core it makes an LN model."""
 
     class Params(Readout.Params):
         """One weight for every feature and pixel."""
@@ -219,14 +257,21 @@ class PointReadout(Readout):
 
     In training the point is drawn from N(μ, Σ) for each clip and unit, so that the gradient sees a neighbourhood; in
     evaluation it is μ. Σ = L Lᵀ with L the 2×2 `std` (full), its diagonal, or one number. With `predict_positions`,
-    μ = tanh(MLP(coordinates of the unit)) instead of a parameter.
+    μ = half the map · tanh(MLP(coordinates of the unit)) instead of a parameter.
     """
 
     class Params(Readout.Params):
         """Features at one learned point per unit, sampled around it in training (Lurz et al. 2021)."""
 
-        initial_std: float = Field(0.3, gt=0, description="Spread of the sampled point at the start; half a map is 1.")
-        initial_mean_scale: float = Field(0.1, ge=0, description="Spread of the points at the start.")
+        initial_std: float | None = Field(
+            None, gt=0, le=LARGEST,
+            description="Spread of a sampled point at the start, feature pixels. Default: 0.3 of half the map.",
+        )  # fmt: skip
+        initial_mean_scale: float | None = Field(
+            None, ge=0, le=LARGEST,
+            description="Spread of the points about the middle of the map at the start, feature pixels. Default: 0.1 "
+            "of half the map.",
+        )  # fmt: skip
         covariance: Literal["full", "diagonal", "isotropic"] = Field(
             "full", description="What of the spread is learned."
         )
@@ -242,10 +287,14 @@ class PointReadout(Readout):
         self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
         size = {"full": (2, 2), "diagonal": (2,), "isotropic": (1,)}[params.covariance]
         start = torch.eye(2) if params.covariance == "full" else torch.ones(size)
-        self.std = nn.Parameter(params.initial_std * start.expand(n_units, *size).clone())
+        width, spread = starts(params, inputs)
+        self.std = nn.Parameter(width * start.expand(n_units, *size).clone())
+        self.lr_scales = dict.fromkeys(("mean", "std"), half_size(inputs))
         self.covariance, self.predictor = params.covariance, None
+        extent = torch.tensor([inputs.width / 2, inputs.height / 2])  # pixels from the middle to the edges
+        self.register_buffer("extent", extent, persistent=False)
         if not params.predict_positions:
-            self.mean = nn.Parameter(normal(n_units, 2, std=params.initial_mean_scale, generator=generator))
+            self.mean = nn.Parameter(normal(n_units, 2, std=spread, generator=generator))
             return
         if positions is None:
             raise ConfigError("predict_positions: the session has no unit_positions; add them, or set it to false")
@@ -253,12 +302,12 @@ class PointReadout(Readout):
         positions = (positions - positions.mean(dim=0)) / positions.std(dim=0, correction=0).clamp_min(1e-6)
         self.register_buffer("positions", positions, persistent=False)
         hidden = linear(positions.shape[1], 30, generator=generator)
-        last = linear(30, 2, generator=generator, scale=params.initial_mean_scale)
+        last = linear(30, 2, generator=generator, scale=spread / half_size(inputs))
         self.predictor = nn.Sequential(hidden, nn.GELU(), last, nn.Tanh())
 
     def points(self) -> Tensor:
-        """μ, (U, 2)."""
-        return self.mean if self.predictor is None else self.predictor(self.positions)
+        """μ, (U, 2), feature pixels."""
+        return self.mean if self.predictor is None else self.extent * self.predictor(self.positions)
 
     def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         clips, _, frames = x.shape[:3]
@@ -269,9 +318,9 @@ class PointReadout(Readout):
             points = points + (torch.einsum("uij,buj->bui", self.std, noise) if full else self.std * noise)
         if shift is None:
             # Frames of a clip share its points: they are channels of one image.
-            sampled = _sampled(x.flatten(1, 2), points).unflatten(1, (-1, frames))
+            sampled = _sampled(x.flatten(1, 2), points / self.extent).unflatten(1, (-1, frames))
         else:
-            moved = points[:, None] + shift[:, :, None].to(points.dtype)
+            moved = (points[:, None] + shift[:, :, None].to(points.dtype)) / self.extent
             sampled = _sampled(fold_time(x), moved.flatten(0, 1)).unflatten(0, (clips, frames)).transpose(1, 2)
         return (sampled * self.features.t()[:, None]).sum(dim=1)
 
@@ -321,19 +370,32 @@ def pooled(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def pixel_centres(height: int, width: int) -> Tensor:
-    """(H, W, 2) positions (x, y) of the pixels' centres; the edges of the map are at -1 and 1.
+    """(H, W, 2) positions (x, y) of the pixels' centres, pixels from the middle of the map.
 
     Examples
     --------
-    >>> pixel_centres(1, 2).tolist()
-    [[[-0.5, 0.0], [0.5, 0.0]]]
+    >>> pixel_centres(1, 3).tolist()
+    [[[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]
     """
-    y, x = ((2 * torch.arange(size) + 1) / size - 1 for size in (height, width))
+    y, x = (torch.arange(size) - (size - 1) / 2 for size in (height, width))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
+def half_size(inputs: Maps) -> float:
+    """Half of the larger side of a map, pixels."""
+    return max(inputs.height, inputs.width) / 2
+
+
+def starts(params: Any, inputs: Maps) -> tuple[float, float]:
+    """Width and spread of positions at the start, feature pixels."""
+    half = half_size(inputs)
+    width = _USUAL_STD * half if params.initial_std is None else params.initial_std
+    spread = _USUAL_SPREAD * half if params.initial_mean_scale is None else params.initial_mean_scale
+    return width, spread
+
+
 def _sampled(images: Tensor, points: Tensor) -> Tensor:
-    """Images (N, C, H, W) at points (N, U, 2), bilinearly interpolated: (N, C, U)."""
+    """Images (N, C, H, W) at points (N, U, 2) in units of half a map, bilinearly interpolated: (N, C, U)."""
     grid = points.to(images.dtype)[:, :, None]
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)[..., 0]
 

@@ -7,6 +7,7 @@ features of the same T and the state after the last frame. The state is a list o
 from dataclasses import replace
 from itertools import pairwise
 from math import prod, sqrt
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from ..config import Params, PositiveInt, register
 from .layers import OddInt
-from .stages import Maps, Stage, fold_time, normal, unfold_time
+from .stages import Maps, Stage, fold_time, normal, reserve, unfold_time
 
 __all__ = ["ConvGRU", "ConvGRULayer", "ConvLSTM", "ConvLSTMLayer", "PooledGRU", "PooledLSTM"]
 
@@ -128,7 +129,7 @@ class ConvGRU(Stage):
 
         hidden_dim: PositiveInt = Field(64, description="Channels of the state.")
         kernel_size: OddInt = Field(3, description="Spatial kernel, odd.")
-        n_layers: PositiveInt = Field(1, description="Layers.")
+        n_layers: Annotated[int, Field(gt=0, le=100)] = Field(1, description="Layers.")
 
     Layer = ConvGRULayer
     is_recurrent = True
@@ -166,20 +167,22 @@ class PooledGRU(Stage):
         """A recurrent network over spatially pooled features."""
 
         hidden_dim: PositiveInt = Field(64, description="Units of the state.")
-        n_layers: PositiveInt = Field(1, description="Layers.")
+        n_layers: Annotated[int, Field(gt=0, le=100)] = Field(1, description="Layers.")
 
     Network: type[nn.RNNBase] = nn.GRU
     is_recurrent = True
 
     def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
         super().__init__()
+        gates, hidden = (4 if self.Network is nn.LSTM else 3), params.hidden_dim
+        reserve(gates * hidden, inputs.channels + (2 * params.n_layers - 1) * hidden)
         # Made without values, since torch would draw them from the global generator.
         network = self.Network(inputs.channels, params.hidden_dim, params.n_layers, batch_first=True, device="meta")
         self.network = network.to_empty(device="cpu")
         with torch.no_grad():
             for name, parameter in self.network.named_parameters():
                 std = 0.0 if "bias" in name else 1 / sqrt(parameter.shape[-1])
-                parameter.copy_(normal(*parameter.shape, std=std, generator=generator))
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
         self.outputs = replace(inputs, channels=params.hidden_dim, height=1, width=1)
 
     def forward(

@@ -8,6 +8,7 @@ from ..data.spec import SessionSpec
 from ..likelihoods import Likelihood, ResponseStatistics
 from ..links import Link, make_link
 from .checks import check_history, check_shift
+from .readout import half_size
 from .stages import Maps, Stage, build, inside
 
 __all__ = ["SessionModule"]
@@ -60,7 +61,8 @@ class SessionModule(nn.Module):
             if config.shifter.type != "none":
                 check_shift(part, self.readout, features)
                 names = spec.behavior_names
-                self.shifter = build(config.shifter, spec.behavior_dim, names, generator=generator)
+                half = half_size(features)
+                self.shifter = build(config.shifter, spec.behavior_dim, half, names, generator=generator)
         if config.history_encoder is not None:
             self.history_encoder = build(config.history_encoder, n_units, generator=generator)
             check_history(self.history_encoder.n_lags, spec)

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import ConfigError, Names, Params, PositiveInt, nearest, register
+from ..config import LARGEST, ConfigError, Names, Params, PositiveInt, nearest, register
 from .layers import MLP, ActivationName
 from .stages import linear
 
@@ -25,6 +25,8 @@ class Shifter(nn.Module):
         Its config.
     behavior_dim
         K, number of behaviour variables.
+    half
+        Half of the map that the readout sees, feature pixels.
     names
         (K,) transform that each variable comes from; needed where the config names its sources.
     generator
@@ -49,10 +51,14 @@ class Shifter(nn.Module):
         )
         hidden_dims: tuple[PositiveInt, ...] = Field((5, 5), description="Widths of the hidden layers; none: linear.")
         act_type: ActivationName = Field("tanh", description="Activation between layers.")
-        max_shift: float = Field(1.0, gt=0, description="Bound of the shift along x and y; half a map is 1.")
+        max_shift: float | None = Field(
+            None, gt=0, le=LARGEST,
+            description="Bound of the shift along x and y, feature pixels. Default: half of the map.",
+        )  # fmt: skip
 
     def __init__(
-        self, params: Params, behavior_dim: int, names: tuple[str, ...] = (), *, generator: torch.Generator
+        self, params: Params, behavior_dim: int, half: float, names: tuple[str, ...] = (), *,
+        generator: torch.Generator,
     ):  # fmt: skip
         super().__init__()
         for source in params.source or ():
@@ -61,11 +67,11 @@ class Shifter(nn.Module):
                 raise ConfigError(f"source: no transform {source!r} is exposed as behavior; {hint}")
         columns = [k for k in range(behavior_dim) if params.source is None or names[k] in params.source]
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        self.max_shift = params.max_shift
+        self.max_shift = half if params.max_shift is None else params.max_shift
         self.encoder = MLP(len(columns), params.hidden_dims, activation=params.act_type, generator=generator)
         # Without a bias: a constant shift is the readout's own positions.
         self.head = linear(self.encoder.features, 2, bias=False, scale=0.0, generator=generator)
 
     def forward(self, behavior: Tensor) -> Tensor:
-        """From behaviour (B, L, K) to shifts (B, L, 2) along x and y, in units of half a map."""
+        """From behaviour (B, L, K) to shifts (B, L, 2) along x and y, feature pixels."""
         return self.max_shift * self.head(self.encoder(behavior[..., self.columns])).tanh()

@@ -8,10 +8,12 @@ a network with strides gives for the window that ends there.
 Tensors are channels-last in memory, because time can then be folded into the batch (:func:`fold_time`) without a copy.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import prod, sqrt
 from typing import Any, ClassVar
 
 import torch
@@ -31,9 +33,15 @@ __all__ = [
     "linear",
     "normal",
     "per_frame",
+    "reserve",
+    "reserving",
     "time_taps",
     "unfold_time",
 ]
+
+
+_MOST_VALUES = 2**28
+"""Values of one frame's features: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,13 @@ class Maps:
     bin_rate: float
     step: int = 1
     axes: int = 2
+
+    def __post_init__(self) -> None:
+        if self.channels * self.height * self.width > _MOST_VALUES:
+            raise ConfigError(
+                f"maps of {self.channels} channels and {self.height}x{self.width} pixels: more than {_MOST_VALUES:,} "
+                "values a frame; use fewer channels, less padding or a smaller grid"
+            )
 
     def present(self, sizes: tuple[int, int], absent: int) -> tuple[int, int]:
         """Sizes over height and width, with `absent` in place of those of axes that the stimulus does not have.
@@ -194,8 +209,47 @@ def inside(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}.{error}") from None
 
 
+_BYTES = 16
+"""Of a weight in training, float32: its value, its gradient and AdamW's two moments."""
+_RESERVED: ContextVar[list[int] | None] = ContextVar("_RESERVED", default=None)
+
+
+@contextmanager
+def reserving() -> Iterator[None]:
+    """Within the block, :func:`reserve` counts the weights of one model."""
+    token = _RESERVED.set([0])
+    try:
+        yield
+    finally:
+        _RESERVED.reset(token)
+
+
+def reserve(*shape: int) -> None:
+    """Refuse weights that memory cannot hold, before they are allocated: systems end a process that tries.
+
+    Raises
+    ------
+    ConfigError
+        If the model's weights so far and these are more than this machine could train.
+    """
+    counted = _RESERVED.get() or [0]
+    counted[0] += prod(shape)
+    needed, there = counted[0] * _BYTES, _memory()
+    if needed > there:
+        raise ConfigError(
+            f"{counted[0]:.3g} weights so far would take {needed / 2**30:.3g} GiB in training, and this machine has "
+            f"{there / 2**30:.3g}; use fewer channels or units of memory, or smaller kernels"
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def normal(*shape: int, std: float, generator: torch.Generator) -> Tensor:
     """Normal numbers from the given generator, so that they do not depend on what else was drawn in the process."""
+    reserve(*shape)
     return torch.randn(shape, generator=generator) * std
 
 
@@ -203,9 +257,11 @@ def linear(
     inputs: int, outputs: int, *, generator: torch.Generator, bias: bool = True, scale: float = 1.0
 ) -> nn.Linear:
     """A linear layer whose weights have variance scale²/inputs, with a bias of 0."""
+    reserve(outputs, inputs)
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
     with torch.no_grad():
-        layer.weight.copy_(normal(outputs, inputs, std=scale / sqrt(inputs), generator=generator))
+        values = torch.randn(outputs, inputs, generator=generator)
+        layer.weight.copy_(values * (scale / sqrt(inputs)))
         if bias:
             layer.bias.zero_()
     return layer

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint_file import CheckpointError, find_checkpoint, read_checkpoint
-from ..config import DatasetConfig, ModelConfig
+from ..config import DatasetConfig, ModelConfig, noticing
 from ..data.prepare import outline
 from ..tensorfile import TensorFileError, load_arrays
 from .twin import TwinModel
@@ -25,7 +25,8 @@ def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
     SessionError
         If a session is missing, or a config asks for what it does not have.
     """
-    TwinModel(config, outline(datasets))
+    with noticing():
+        TwinModel(config, outline(datasets))
 
 
 def load_twin(path: str | Path) -> TwinModel:

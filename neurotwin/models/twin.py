@@ -18,7 +18,7 @@ from .prediction import Drawing, Draws, Prediction
 
 __all__ = ["TWIN_FORMAT", "TwinModel"]
 
-TWIN_FORMAT = "neurotwin-twin-2"
+TWIN_FORMAT = "neurotwin-twin-3"
 
 
 class TwinModel(Network):

@@ -8,6 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+__all__ = ["allen", "build", "calcium", "demo", "ibl", "indexed", "lab", "movie", "writing"]
+
 EYE = np.linspace(1, 3.6, 12)
 LICKS = np.array([1.05, 1.07, 1.2, 2.01, 3.97, 9.0])
 SPIKES = [
@@ -265,6 +267,13 @@ def ibl(path: Path, *, noise: bool = False) -> None:
         if noise:
             module.add(pynwb.TimeSeries("rfm_stim", data=movie(20, 7, (15, 15)), unit="px",
                                         timestamps=1 + np.arange(20) / 10))  # fmt: skip
+
+
+def build(folder: Path) -> Path:
+    """Write the recording that the page on NWB converts, FOLDER/ada_0501.nwb, and return its path; see :func:`demo`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    demo(folder / "ada_0501.nwb")
+    return folder / "ada_0501.nwb"
 
 
 def demo(path: Path, *, seconds: int = 40, units: int = 4) -> None:

@@ -12,6 +12,7 @@ def build(
     folder: Path,
     kinds: tuple[str, ...] = ("naturalscene", "whitenoise"),
     *,
+    name: str = "15-10-07",
     n_units: int = 3,
     size: tuple[int, int] = (6, 6),
     n_train: int = 2500,
@@ -22,14 +23,16 @@ def build(
     names: tuple[str, ...] = ("firing_rate_5ms", "firing_rate_10ms", "firing_rate_20ms"),
     seed: int = 0,
 ) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
-    """Write the files; returns their folder and what each holds: train, train_rate, test, test_rate, repeats (N, R, T).
+    """Write the session `folder/name`; returns its folder and what each file holds.
+
+    Of each file: train, train_rate, test, test_rate and repeats (N, R, T).
 
     The test's response has a bin more than its stimulus. `repeats` are "counts", "rates", "odd" (of another unit) or
     "" for none. The rates of the three smoothings differ by one spike a second.
     """
     rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {}
+    session, written = folder / name, {}
+    session.mkdir(parents=True, exist_ok=True)
     for kind in kinds:
         counts = rng.poisson(0.3, (n_units, n_repeats, n_test + 1)).astype(np.float64)
         values = {
@@ -39,7 +42,7 @@ def build(
             "repeats": counts * {"counts": 1, "rates": 100, "odd": 7}.get(repeats, 0),
         }  # fmt: skip
         written[kind] = values
-        with h5py.File(folder / f"{kind}.h5", "w") as file:
+        with h5py.File(session / f"{kind}.h5", "w") as file:
             for part in ("train", "test"):
                 file[f"{part}/stimulus"] = values[part]
                 for name in names:
@@ -50,4 +53,4 @@ def build(
             if repeats:
                 for cell in range(n_units):
                     file[f"test/repeats/cell{cell + 1:02d}"] = values["repeats"][cell]
-    return folder, written
+    return session, written

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from neurotwin.clip import Batch
+from neurotwin.clip import Clip, Sample, Target
 from training.samplers import ClipSampler
 from training.schedulers import make_scheduler
 
 
 @dataclass
 class TinyBatch:
-    """What the callbacks count: clips, one Batch a session."""
+    """What the callbacks count: clips and their targets, one Sample a session."""
 
-    batches: list[Batch]
+    samples: list[Sample]
 
 
 class TinyLoader:
@@ -38,8 +38,9 @@ class TinyLoader:
 
     @staticmethod
     def batch(clips: np.ndarray) -> TinyBatch:
-        spikes = torch.from_numpy(clips)[:, None, None].float().expand(-1, 3, 1).sin()
-        return TinyBatch([Batch(0, spikes, spikes, spikes > -2, torch.from_numpy(clips))])
+        values = torch.from_numpy(clips)[:, None, None].float().expand(-1, 3, 1).sin()
+        clip = Clip(0, 3, values, bins=torch.from_numpy(clips))
+        return TinyBatch([Sample(clip, Target(values, values > -2))])
 
     def state_dict(self) -> dict:
         """Lightning takes a loader with a state for one that can resume within an epoch."""
@@ -83,16 +84,16 @@ class TinyModel(pl.LightningModule):
         self.rates: list[float] = []
 
     def training_step(self, batch: TinyBatch, batch_idx: int) -> Tensor:
-        clips = batch.batches[0]
-        self.seen.append(clips.bins.tolist())
+        (sample,) = batch.samples
+        self.seen.append(sample.clip.bins.tolist())
         self.rates.append(self.optimizers().param_groups[0]["lr"])
-        return (self.layer(clips.stimulus) - clips.spikes.cos()).square().mean()
+        return (self.layer(sample.clip.stimulus) - sample.target.responses.cos()).square().mean()
 
     def on_train_epoch_end(self) -> None:
         self.log("train_loss", 0.25)
 
     def validation_step(self, batch: TinyBatch, batch_idx: int) -> None:
-        loss = (self.layer(batch.batches[0].stimulus) - 0.3).square().mean()
+        loss = (self.layer(batch.samples[0].clip.stimulus) - 0.3).square().mean()
         self.log("val_loss", loss, batch_size=1)
         self.log("val_bps", -loss, batch_size=1)
 

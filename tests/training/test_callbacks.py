@@ -155,23 +155,32 @@ def test_a_sampler_that_training_does_not_follow_is_an_error(fit, tiny, monkeypa
 def session_of(exposure: bool) -> Prepared:
     """40 bins of 6 by 5 pixels and 3 units in two trials, the second for validation."""
     rng, n_bins = np.random.default_rng(0), 40
-    spikes = rng.poisson([0.1, 2.0, 1.0], (n_bins, 3)).astype(np.uint8)
+    counts = rng.poisson([0.1, 2.0, 1.0], (n_bins, 3)).astype(np.uint8)
     mask = rng.random((n_bins, 3)) > 0.1
+    config = DatasetConfig.model_validate(
+        {
+            "keys_lags": {"stim": [0, 1, 2, 3]},
+            "transforms": {"stim": {"source": "stim", "ops": ["pixelnorm"]}},
+        }
+    )
+    spec = SessionSpec(
+        name="s", subject="s", unit_ids=(4, 7, 9), frame_shape=(1, 6, 5), bin_rate=60.0, n_lags=4,
+        pixel_scale=(1 / 255, 0.0), config=config,
+    )  # fmt: skip
+    names = ("train_bins", "train_presentations", "train_sum", "train_squares", "train_zeros")
+    sums = {name: np.zeros(3) for name in names}
     return Prepared(
-        name="s", subject="s", config=DatasetConfig.model_validate({"keys_lags": {"stim": [0, 1, 2, 3]}}),
-        bin_rate=60.0, unit_ids=np.array([4, 7, 9]), source=rng.integers(0, 255, (n_bins, 6, 5)).astype(np.uint8),
-        frame=np.arange(n_bins), pixel_scale=(1 / 255, 0.0), spikes=spikes, mask=mask, n_valid=mask.sum(axis=1),
-        train_spikes=np.zeros(3), train_presentations=np.zeros(3),
-        split=np.repeat([0, 1], 20).astype(np.int8), run_start=np.repeat([0, 20], 20),
-        run_stop=np.repeat([20, 40], 20), contrast=np.ones(n_bins, np.float32), repeat_id=np.full(n_bins, -1),
-        exposure=np.full(n_bins, 2, np.float32) if exposure else None,
+        spec=spec, source=rng.integers(0, 255, (n_bins, 6, 5)).astype(np.uint8), frame=np.arange(n_bins),
+        responses=counts, mask=mask, n_valid=mask.sum(axis=1), trial=np.arange(n_bins) // 20,
+        split=np.repeat([0, 1], 20).astype(np.int8), run_start=np.repeat([0, 20], 20), run_stop=np.repeat([20, 40], 20), contrast=np.ones(n_bins, np.float32), repeat_id=np.full(n_bins, -1),
+        exposure=np.full(n_bins, 2, np.float32) if exposure else None, **sums,
     )  # fmt: skip
 
 
 def twin_of(prepared: Prepared, readout: str, n_sessions: int = 1) -> TwinModel:
     frontend = {"type": "learnable_temporal", "params": {"kernel_size": 3, "num_channels": 2}}
     config = ModelConfig.model_validate({"frontend": frontend, "readout": {"type": readout}})
-    spec = SessionSpec.from_prepared(prepared)
+    spec = prepared.spec
     return TwinModel(config, [spec, *(replace(spec, name=f"s{i}") for i in range(1, n_sessions))]).eval()
 
 
@@ -210,9 +219,9 @@ def test_predictions_are_those_of_the_units_with_most_spikes(tmp_path, monkeypat
     callback = ModelLogging(tmp_path, fast_interval=9, slow_interval=1, max_units=2, session=1)
     log_epochs(callback, prepared, twin, 1)
     observed, predicted = drawn["args"]
-    counts = np.where(prepared.mask, prepared.spikes / (2 if exposure else 1), np.nan)[23:, [1, 2]]
+    counts = np.where(prepared.mask, prepared.responses / (2 if exposure else 1), np.nan)[23:, [1, 2]]
     np.testing.assert_array_equal(observed, counts)
-    expected = twin.predict(prepared.source[20:], session=1)[3:, [1, 2]]
+    expected = twin.predict(prepared.source[20:], session=1, bin_rate=60.0)[3:, [1, 2]]
     np.testing.assert_allclose(predicted, expected, rtol=1e-5)
     assert drawn["labels"] == ["s1, unit 7", "s1, unit 9"] and drawn["bin_rate"] == 60
 
@@ -241,7 +250,7 @@ def test_kernels_in_space_are_drawn_where_they_are_strongest(tmp_path, monkeypat
     prepared = session_of(exposure=False)
     block = {"conv_params": {"kernel_size": 3, "padding": 1}}
     convnet = {"type": "vanilla", "params": {"channels": [2], "block_configs": [block]}}
-    twin = TwinModel(ModelConfig.model_validate({"convnet": convnet}), [SessionSpec.from_prepared(prepared)]).eval()
+    twin = TwinModel(ModelConfig.model_validate({"convnet": convnet}), [prepared.spec]).eval()
     (weight,) = [p for p in twin.convnet.parameters() if p.ndim == 5]
     with torch.no_grad():
         weight.fill_(0.1)[1, 0, :, 2, 0] = torch.tensor([1.0, -2.0, 3.0])

@@ -34,7 +34,7 @@ def write_session(folder: Path, name: str, *, size: int = 6, bin_rate: float = 6
     rng = np.random.default_rng(len(name))
     session = Session(
         name=name, bin_rate=bin_rate, stimulus=rng.integers(0, 256, (n_bins, size, size), dtype=np.uint8),
-        spikes=rng.poisson(0.5, (n_bins, 3)).astype(np.uint8), trial=np.arange(n_bins) // 30, unit_ids=[4, 7, 9],
+        responses=rng.poisson(0.5, (n_bins, 3)).astype(np.uint8), trial=np.arange(n_bins) // 30, unit_ids=[4, 7, 9],
     )  # fmt: skip
     path = session.save(folder / "data" / f"{name}.safetensors")
     (folder / "sessions").mkdir(exist_ok=True)
@@ -175,7 +175,7 @@ FLAGS = [
         {"--early_stopping_patience": "3", "--early_stopping_min_delta": "0.5"},
         lambda r: of(r, pl.callbacks.EarlyStopping, "min_delta") == 0.5,
     ),
-    ({"--limit_val_batches": "0.5"}, lambda r: sum(len(b.bins) for b in r.data.val_dataloader()) == 3),
+    ({"--limit_val_batches": "0.5"}, lambda r: sum(len(b.clip.bins) for b in r.data.val_dataloader()) == 3),
     ({"--time_budget_minutes": "2"}, lambda r: of(r, TimeBudgetCallback, "budget") == 120),
     ({"--enable_logging": None, "--fast_log_interval": "3"}, lambda r: of(r, ModelLogging, "fast_interval") == 3),
     ({"--enable_logging": None, "--slow_log_interval": "3"}, lambda r: of(r, ModelLogging, "slow_interval") == 3),
@@ -311,6 +311,30 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeyp
     assert code == 2
     assert len(errors) == 1 and errors[0].startswith("error: ") and re.search(message, errors[0]), errors
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("flags", [{}, {"--on_nan": "skip"}])
+def test_a_prediction_in_validation_that_is_not_finite_is_one_line_and_ends_with_1(tmp_path, capsys, flags):
+    """Behaviour that is finite and enormous in one bin of the validation part, so that sums over it are infinite."""
+    rng, split = np.random.default_rng(0), np.repeat(["train"] * 6 + ["val"] * 2, 30)
+    behavior = rng.normal(size=(240, 8)).astype(np.float32)
+    behavior[200] = 3e38
+    session = Session(
+        name="ada_1", bin_rate=60.0, stimulus=rng.integers(0, 256, (240, 6, 6), dtype=np.uint8),
+        responses=rng.poisson(0.5, (240, 3)), trial=np.arange(240) // 30 + 7, behavior={"run": behavior}, split=split,
+    )  # fmt: skip
+    transforms = DATA["transforms"] | {"run": {"source": "run", "expose_as": "behavior"}}
+    (tmp_path / "sessions").mkdir()
+    config = DATA | {"transforms": transforms, "path": str(session.save(tmp_path / "ada_1.safetensors"))}
+    (tmp_path / "sessions" / "ada_1.yaml").write_text(yaml.safe_dump(config))
+    modulator = {"type": "concat", "params": {"encoder_params": {"dims": [16, 4], "activation": "relu"}}}
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(MODEL | {"modulator": modulator}))
+    assert script.main(arguments_of(tmp_path, flags, tmp_path / "runs")) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert len(errors) == 1
+    assert re.match(
+        r"error: in validation, a prediction of session ada_1 is not finite: trial 13, bin 200; ", errors[0]
+    )
 
 
 # --- a run's folder -------------------------------------------------------------------------------------------------

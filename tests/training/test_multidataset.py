@@ -15,10 +15,11 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neurotwin.analysis.evaluate import evaluate, summarize_table
+from neurotwin.analysis.evaluate import evaluate
 from neurotwin.config import ConfigError, DatasetConfig, ModelConfig
 from neurotwin.data.session import Session
-from neurotwin.models.twin import TwinModel, load_twin
+from neurotwin.metrics.table import summarize_table
+from neurotwin.models import TwinModel, load_twin
 from training import MultiDatasetDM, MultiDatasetModel
 from training.callbacks import CurriculumCallback, EpochHeartbeat
 from training.checkpoints import SafeCheckpoint
@@ -38,11 +39,11 @@ def make_configs(folder, *, n_sessions=3, seed=0, exposure=False, scale=1):
         movie = rng.integers(0, 256, (n_bins, 6, 6), dtype=np.uint8)
         behavior = rng.normal(size=(n_bins, 2)).astype(np.float32)
         drive = movie[:, 2:4, 2:4].mean((1, 2))[:, None] / 128 + np.roll(behavior[:, :1], 1, 0) * 0.2
-        spikes = rng.poisson(0.3 + 0.5 * np.maximum(drive, 0) * rng.random(n_units)).astype(np.uint8)
+        counts = rng.poisson(0.3 + 0.5 * np.maximum(drive, 0) * rng.random(n_units)).astype(np.uint8)
         session = Session(
-            name=f"s{index}_x", stimulus=movie, spikes=spikes, bin_rate=60.0, behavior={"run": behavior},
+            name=f"s{index}_x", stimulus=movie, responses=counts, bin_rate=60.0, behavior={"run": behavior},
             trial=np.arange(n_bins) // 40, valid=rng.random(n_bins) > 0.03,
-            exposure=rng.integers(1, 4, n_bins) if exposure else None, true_rate=np.full(spikes.shape, 0.5),
+            exposure=rng.integers(1, 4, n_bins) if exposure else None, true_rate=np.full(counts.shape, 0.5),
         )  # fmt: skip
         path = session.save(folder / f"{session.name}.safetensors")
         configs.append(
@@ -82,7 +83,7 @@ MODEL = {
 
 def make_model(data, *, config=None, **settings):
     config = ModelConfig.model_validate(config or MODEL)
-    return MultiDatasetModel(config, data.specs, mean_counts=data.mean_counts(), **{"learning_rate": 1e-2} | settings)
+    return MultiDatasetModel(config, data.specs, statistics=data.statistics(), **{"learning_rate": 1e-2} | settings)
 
 
 def make_trainer(folder=None, **options):
@@ -118,6 +119,10 @@ def configs(tmp_path_factory):
     return make_configs(tmp_path_factory.mktemp("sessions"))
 
 
+def clips_of(batch):
+    return [sample.clip for sample in batch.samples]
+
+
 def assert_same(a, b, tolerance):
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
@@ -129,8 +134,9 @@ def test_the_loss_is_the_mean_over_valid_counts_of_the_step(configs):
     loader = ClipLoader(data.table, ClipSampler(len(data.table), batch_size=8, steps_per_epoch=6, seed=0), context=4)
     batch = loader.batch(3)
     total, count = 0.0, 0
-    for part, rates in zip(batch.batches, module(batch.batches), strict=True):
-        for rate, y, valid in zip(rates.flatten(), part.spikes.flatten(), part.mask.flatten(), strict=True):
+    for sample, rates in zip(batch.samples, module(clips_of(batch)), strict=True):
+        target = sample.target
+        for rate, y, valid in zip(rates.flatten(), target.responses.flatten(), target.mask.flatten(), strict=True):
             if valid:
                 total, count = total + rate.item() - y.item() * math.log(rate.item()), count + 1
     module.trainer = make_trainer()
@@ -150,7 +156,7 @@ def test_the_count_is_that_of_all_processes_and_micro_batches(configs):
             )
             loader = ClipLoader(data.table, sampler, context=4, accumulate=accumulate)
             batches += [loader.batch(step) for step in range(accumulate)]
-        own = sum(int(part.mask.sum()) for batch in batches for part in batch.batches)
+        own = sum(int(sample.target.mask.sum()) for batch in batches for sample in batch.samples)
         assert {batch.count for batch in batches} == {own}
         assert len({batch.sessions for batch in batches}) == 1
         return own
@@ -163,10 +169,12 @@ def test_a_session_goes_to_as_few_processes_as_can_be(configs):
     settings = {"n_clips": len(data.table), "batch_size": 4, "steps_per_epoch": 6, "seed": 0, "world_size": 2}
     samplers = [ClipSampler(**settings, rank=rank) for rank in (0, 1)]
     for step in range(6):
-        parts = [ClipLoader(data.table, sampler, context=4).batch(step).batches for sampler in samplers]
+        parts = [ClipLoader(data.table, sampler, context=4).batch(step).samples for sampler in samplers]
         rows = samplers[0].global_indices(step)
         expected = zip(data.table.session[rows].tolist(), data.table.start[rows].tolist(), strict=True)
-        assert sorted((b.session, first) for own in parts for b in own for first in b.bins.tolist()) == sorted(expected)
+        assert sorted((b.session, first) for own in parts for b in own for first in b.clip.bins.tolist()) == sorted(
+            expected
+        )
         first, second = ({b.session for b in own} for own in parts)
         assert max(first) <= min(second)
 
@@ -225,7 +233,7 @@ def test_only_readouts_of_sessions_in_the_step_change(configs):
     changed = {
         int(name.split(".")[1])
         for name, value in module.twin.state_dict().items()
-        if name.startswith("readouts") and not torch.equal(value, before[name])
+        if name.startswith("per_session") and not torch.equal(value, before[name])
     }
     assert len(in_step) == 1 and changed == in_step
 
@@ -240,7 +248,7 @@ def test_every_parameter_is_in_one_group_and_decay_is_for_weights(configs):
     names = {id(p): n for n, p in module.twin.named_parameters()}
     members = {key: {names[id(p)] for p in group["params"]} for key, group in groups.items()}
     assert sorted(sum(map(sorted, members.values()), [])) == sorted(names.values())  # noqa: RUF017
-    assert all(n.startswith(("readouts", "adapters")) for k in members if k.startswith("session") for n in members[k])
+    assert all(n.startswith("per_session") for k in members if k.startswith("session") for n in members[k])
     assert any("recurrent" in n for n in members["core/decay"])
     decaying = members["core/decay"] | members["session/decay"]
     assert not any(n.endswith(("bias", "mean", "std", "theta")) or "norm" in n for n in decaying)
@@ -253,8 +261,8 @@ def test_training_starts_at_the_mean_training_rates(configs):
     data = make_data(configs)
     module = make_model(data)
     with torch.no_grad():
-        for readout, mean in zip(module.twin.readouts, data.mean_counts(), strict=True):
-            torch.testing.assert_close(F.softplus(readout.bias), mean.float(), rtol=1e-5, atol=1e-6)
+        for part, known in zip(module.twin.per_session, data.statistics(), strict=True):
+            torch.testing.assert_close(F.softplus(part.readout.bias), known.mean.float(), rtol=1e-5, atol=1e-6)
 
 
 def test_resuming_within_an_epoch_ends_with_the_same_bits(configs, tmp_path):
@@ -297,12 +305,12 @@ def test_a_checkpoint_stands_alone(configs, tmp_path):
     assert [spec.name for spec in twin.sessions] == ["s0_x", "s1_x", "s2_x"]
     assert twin.sessions[1].unit_ids == (0, 1, 2)
     session = Session.load(configs[1].path)
-    rates = twin.predict(np.asarray(session.stimulus), dict(session.behavior), session="s1_x")
+    rates = twin.predict(np.asarray(session.stimulus), dict(session.behavior), session="s1_x", bin_rate=60.0)
     prepared = data.sessions[1]
     table = evaluate(twin, [prepared], "val")
     bins = np.flatnonzero((prepared.split == 1) & prepared.mask.all(axis=1))
     expected = rates[bins].astype(float)
-    y = prepared.spikes[bins].astype(float)
+    y = prepared.responses[bins].astype(float)
     own = prepared.mask[(prepared.split == 1)].all(axis=1).sum()
     assert own == table["bins"][0]
     np.testing.assert_allclose((expected - y * np.log(expected)).mean(axis=0), table["nll"], rtol=1e-4)
@@ -317,12 +325,14 @@ def test_pretrained_core_is_loaded_and_frozen(configs, tmp_path):
     module = make_model(data, pretrained_checkpoint=tmp_path / "last.ckpt", freeze_vision=True, seed=9)
     state = module.twin.state_dict()
     assert torch.equal(state["convnet.blocks.0.conv.weight"], trained["convnet.blocks.0.conv.weight"])
-    assert torch.equal(state["readouts.0.features"], trained["readouts.1.features"])  # by name, not by position
-    assert state["readouts.1.features"].shape == (4, 7)
+    assert torch.equal(
+        state["per_session.0.readout.features"], trained["per_session.1.readout.features"]
+    )  # by name, not by position
+    assert state["per_session.1.readout.features"].shape == (4, 7)
     make_trainer(max_epochs=1).fit(module, data)
     after = module.twin.state_dict()
     assert torch.equal(after["convnet.blocks.0.conv.weight"], trained["convnet.blocks.0.conv.weight"])
-    assert not torch.equal(after["readouts.0.features"], trained["readouts.1.features"])
+    assert not torch.equal(after["per_session.0.readout.features"], trained["per_session.1.readout.features"])
     with pytest.raises(ConfigError, match="random weights"):
         make_model(data, freeze_vision=True)
     other = copy.deepcopy(MODEL)
@@ -331,17 +341,41 @@ def test_pretrained_core_is_loaded_and_frozen(configs, tmp_path):
         make_model(data, config=other, pretrained_checkpoint=tmp_path / "last.ckpt")
 
 
+@pytest.mark.parametrize("freeze", ["freeze_vision", "freeze_core"])
+def test_what_is_frozen_keeps_weights_and_running_statistics(configs, tmp_path, freeze):
+    """Over epochs with validation, with dropout and a proximal term on a frozen kernel; everything else learns."""
+    config = copy.deepcopy(MODEL) | {"recurrent": {"type": "convgru", "params": {"hidden_dim": 3}}}
+    config["convnet"]["params"]["block_configs"][0]["dropout"] = 0.3
+    data = make_data(configs[:2], steps_per_epoch=3)
+    make_trainer(tmp_path, max_epochs=1).fit(make_model(data, config=config), data)
+    data = make_data(configs[:2], steps_per_epoch=3)
+    module = make_model(data, config=config, pretrained_checkpoint=tmp_path / "last.ckpt", seed=9, **{freeze: True})
+    before = {name: value.clone() for name, value in module.twin.state_dict().items()}
+    make_trainer(max_epochs=2, check_val_every_n_epoch=1).fit(module, data)
+    shared = ("frontend", "convnet") if freeze == "freeze_vision" else ("frontend", "convnet", "modulator", "recurrent")
+    after = module.twin.state_dict()
+    same = {name for name, value in after.items() if torch.equal(value, before[name])}
+    assert {name for name in after if name.startswith(shared)} <= same
+    assert "convnet.blocks.0.norm.running_mean" in same
+    learning = {name for name, p in module.twin.named_parameters() if not name.startswith(shared)}
+    assert learning and not learning & same
+    groups = {group["name"].split("/")[0] for group in module.optimizers().param_groups}
+    assert groups == ({"core", "session"} if freeze == "freeze_vision" else {"session"})
+    known = load_twin(tmp_path / "last.ckpt").state_dict()
+    assert all(torch.equal(before[name], value) for name, value in known.items())
+
+
 def test_exposure_scales_the_expected_count(tmp_path):
     data = make_data(make_configs(tmp_path, n_sessions=1, exposure=True))
     module = make_model(data)
     batch = data.train_dataloader().batch(0)
-    (rates,), (part,) = module(batch.batches), batch.batches
-    expected = rates * part.exposure
-    nll = (expected - part.spikes * expected.log())[part.mask].sum() / batch.count
+    (rates,), target = module(clips_of(batch)), batch.samples[0].target
+    expected = rates * target.exposure
+    nll = (expected - target.responses * expected.log())[target.mask].sum() / batch.count
     module.trainer = make_trainer()
     loss = module.training_step(batch, 1) - module.regularizers.penalty(0, active=batch.sessions)[0]
     assert loss.item() == pytest.approx(nll.item(), rel=1e-5)
-    assert part.exposure.unique().numel() == 3
+    assert target.exposure.unique().numel() == 3
 
 
 def test_clips_train_like_windows(configs):
@@ -356,9 +390,9 @@ def test_clips_train_like_windows(configs):
     gradients = []
     for table, chosen in ((clips, rows), (windows, np.flatnonzero(np.isin(windows.start, bins)))):
         module.zero_grad()
-        (batch,) = table.batches(chosen, context=4)
-        (rates,) = module([batch])
-        (rates - batch.spikes * rates.log())[batch.mask].sum().backward()
+        (sample,) = table.samples(chosen, context=4)
+        (rates,), target = module([sample.clip]), sample.target
+        (rates - target.responses * rates.log())[target.mask].sum().backward()
         gradients.append({name: p.grad.clone() for name, p in module.twin.named_parameters() if p.grad is not None})
     assert_same(*gradients, 1e-9)
 
@@ -369,7 +403,7 @@ def test_threads_give_the_same_batches_in_order_and_pass_errors_on(configs):
     for threads in (0, 1, 3):
         sampler = ClipSampler(len(data.table), batch_size=4, steps_per_epoch=7, seed=0)
         loader = ClipLoader(data.table, sampler, context=4, threads=threads)
-        batches.append([[part.bins.tolist() for part in batch.batches] for batch in loader])
+        batches.append([[sample.clip.bins.tolist() for sample in batch.samples] for batch in loader])
         assert sampler.step == 7
     assert batches[0] == batches[1] == batches[2]
     loader.batch = lambda step: 1 / 0
@@ -437,7 +471,7 @@ def test_a_step_does_not_wait_for_the_device(configs, readout, monkeypatch):
     data = make_data(configs, curriculum_steps=6, on_device=True)
     config = ModelConfig.model_validate(MODEL | {"readout": {"type": readout}})
     module = MultiDatasetModel(
-        config, data.specs, mean_counts=data.mean_counts(), lr_scheduler="cosine_warmup", warmup_epochs=1
+        config, data.specs, statistics=data.statistics(), lr_scheduler="cosine_warmup", warmup_epochs=1
     )
     monkeypatch.setattr(multidataset_model, "Late", lambda values: SimpleNamespace(read=lambda: (0.0, 0.0)))
     callbacks = [Watch(), CurriculumCallback(), EpochHeartbeat()]

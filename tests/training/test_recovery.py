@@ -27,7 +27,7 @@ def test_an_ln_model_recovers_the_filters_of_ln_units(tmp_path):
     )
     data = MultiDatasetDM([config], batch_size=1000, clip_len=100, steps_per_epoch=60)
     model = MultiDatasetModel(
-        model_config, data.specs, mean_counts=data.mean_counts(), learning_rate=1e-2, lr_scheduler="cosine",
+        model_config, data.specs, statistics=data.statistics(), learning_rate=1e-2, lr_scheduler="cosine",
         warmup_epochs=0,
     )  # fmt: skip
     trainer = pl.Trainer(
@@ -37,6 +37,6 @@ def test_an_ln_model_recovers_the_filters_of_ln_units(tmp_path):
     trainer.fit(model, data)
     with torch.no_grad():
         kernels = model.twin.frontend.kernel()[:, 0, :, 0, 0]  # (channels, lags), oldest first
-        found = torch.einsum("cl,uchw->ulhw", kernels, model.twin.readouts[0].features).numpy()
+        found = torch.einsum("cl,uchw->ulhw", kernels, model.twin.per_session[0].readout.features).numpy()
     for unit in range(3):
         assert np.corrcoef(found[unit].ravel(), filters[unit].ravel())[0, 1] > 0.9

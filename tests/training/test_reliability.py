@@ -18,14 +18,14 @@ import torch
 from neurotwin.analysis.compare import compare
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.data.session import Session
-from neurotwin.models.twin import load_twin
+from neurotwin.models import load_twin
 from training.callbacks import Interrupted, MetricsFile, StopSignals
 from training.checkpoints import SafeCheckpoint
 from training.pl_modules import NonFiniteLossError
 from training.processes import GradientSumStrategy
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_multidataset import MODEL, assert_same, make_configs, make_data, make_model, make_trainer
+from test_multidataset import MODEL, assert_same, clips_of, make_configs, make_data, make_model, make_trainer
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "units.csv"
 
@@ -126,7 +126,7 @@ def test_dropout_differs_between_steps_and_seeds(configs):
     def rates(step, seed):
         trainer.fit_loop.epoch_loop.batch_progress.total.ready, module.seed = step, seed
         module.on_train_batch_start(batch, 0)
-        return module(batch.batches)[0]
+        return module(clips_of(batch))[0]
 
     module.train()
     first = rates(1, 0)
@@ -151,8 +151,9 @@ def test_the_training_loss_is_that_of_all_valid_counts_of_the_epoch(configs, tmp
     class Sum(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             with torch.no_grad():
-                for rates, part in zip(module.train()(batch.batches), batch.batches, strict=True):
-                    seen.append((rates - part.spikes * rates.log())[part.mask])
+                for rates, sample in zip(module.train()(clips_of(batch)), batch.samples, strict=True):
+                    target = sample.target
+                    seen.append((rates - target.responses * rates.log())[target.mask])
 
     model = copy.deepcopy(MODEL)
     model["convnet"]["params"]["block_configs"][0]["norm_type"] = "rms"
@@ -262,11 +263,11 @@ def test_weights_that_are_not_finite_are_never_saved(configs, tmp_path):
     class Break(pl.Callback):
         def on_train_batch_end(self, trainer, module, *_):
             with torch.no_grad():
-                module.twin.readouts[2].features[0] = math.nan
+                module.twin.per_session[2].readout.features[0] = math.nan
 
     data = make_data(configs)
     trainer = make_trainer(callbacks=[Break(), SafeCheckpoint(tmp_path, every_n_steps=1)])
-    with pytest.raises(NonFiniteLossError, match=r"readouts.2.features is no longer finite after step 1"):
+    with pytest.raises(NonFiniteLossError, match=r"per_session.2.readout.features is no longer finite after step 1"):
         trainer.fit(make_model(data), data)
     assert list(tmp_path.iterdir()) == []
 
@@ -275,17 +276,17 @@ def test_skipping_leaves_out_the_session_and_nothing_else(configs, tmp_path, cap
     """The loss and gradients of a step with a broken session are those of the rest of it."""
     model = copy.deepcopy(MODEL) | {"regularization": []}
     data = spoil(make_data(configs), bins=slice(None))
-    batch = next(b for b in map(data.train_dataloader().batch, range(9)) if len(b.batches) == 3)
+    batch = next(b for b in map(data.train_dataloader().batch, range(9)) if len(b.samples) == 3)
     gradients, buffers = [], []
-    for on_nan, parts in (("skip", batch.batches), ("stop", [p for p in batch.batches if p.session != 1])):
+    for on_nan, parts in (("skip", batch.samples), ("stop", [s for s in batch.samples if s.session != 1])):
         module = make_model(data, config=model, on_nan=on_nan)
         module.trainer = make_trainer()
         module.trainer.fit_loop.epoch_loop.batch_progress.total.ready = 1
         module.on_train_batch_start(batch, 1)
-        module.training_step(replace(batch, batches=parts), 1).backward()
+        module.training_step(replace(batch, samples=parts), 1).backward()
         gradients.append({n: p.grad for n, p in module.twin.named_parameters() if p.grad is not None})
         buffers.append(dict(module.twin.named_buffers()))
-    assert gradients[0].keys() == gradients[1].keys() and not any("readouts.1" in n for n in gradients[0])
+    assert gradients[0].keys() == gradients[1].keys() and not any("per_session.1" in n for n in gradients[0])
     assert_same(*gradients, 1e-6)
     assert_same(*buffers, 1e-6)
     assert "session s1_x is nan" in caplog.text and "skipped at micro-batch 1 (1 so far)" in caplog.text
@@ -306,9 +307,44 @@ def test_skipped_parts_are_counted_logged_and_kept(configs, tmp_path, caplog):
 
 @pytest.mark.parametrize("n_sessions", [1, 3], ids=["nothing-left", "one-of-three"])
 def test_too_many_skipped_parts_stop(configs, n_sessions):
-    data = spoil(make_data(configs[-n_sessions:]), session=0, bins=slice(None))
+    data = make_data(configs[-n_sessions:])
+    data.setup()
+    spoil(data, session=0, bins=data.sessions[0].split == 0)  # in validation the first would stop
     with pytest.raises(NonFiniteLossError, match=r"; 11 parts of 1[1-9] batches were skipped"):
         make_trainer(max_epochs=4).fit(make_model(data, on_nan="skip"), data)
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_prediction_in_validation_that_is_not_finite_stops_and_says_where(configs, tmp_path, on_nan, value):
+    """Also with --on_nan skip, which is about what is trained on."""
+    data = make_data(configs)
+    data.setup()
+    prepared = data.sessions[1]
+    bins = np.flatnonzero((prepared.split == 1) & prepared.mask.any(axis=1))
+    spoil(data, bins=slice(bins[3], bins[3] + 1), value=value)
+    module = make_model(data, on_nan=on_nan)
+    trainer = make_trainer(callbacks=[SafeCheckpoint(tmp_path), MetricsFile(tmp_path / "metrics.csv")])
+    where = rf"trial {prepared.trial[bins[3]]}, bin {bins[3]}"
+    with pytest.raises(NonFiniteLossError, match=rf"^in validation, a prediction of session s1_x .*: {where}$"):
+        trainer.fit(module, data)
+    assert module.skipped == 0 and trainer.global_step == 6  # of the first epoch, after which validation came
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_masked_bins_of_validation_may_be_anything(configs):
+    """What is not valid is not looked at: neither prediction nor response."""
+    data = make_data(configs)
+    data.setup()
+    prepared = data.sessions[1]
+    first = np.flatnonzero(prepared.split == 1)[0]
+    mask = prepared.mask.copy()
+    mask[first : first + 12] = False
+    data.sessions[1] = replace(prepared, mask=mask)
+    spoil(data, bins=slice(first, first + 8))  # the prediction of a bin sees behaviour of up to three bins before it
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(make_model(data), data)
+    assert math.isfinite(trainer.callback_metrics["val_bps/s1_x"].item())
 
 
 @pytest.mark.slow
@@ -331,15 +367,15 @@ def test_silent_units_and_blank_stimuli_train_and_are_stated(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     (config,) = make_configs(tmp_path, n_sessions=1)
     session = Session.load(config.path)
-    spikes = np.array(session.spikes)[:, [0, 1, 0, 1]]
-    spikes[:, 1:3] = 0
-    spikes[:, 2][np.flatnonzero(np.asarray(session.valid))[::2]] = 0
+    counts = np.array(session.responses)[:, [0, 1, 0, 1]]
+    counts[:, 1:3] = 0
+    counts[:, 2][np.flatnonzero(np.asarray(session.valid))[::2]] = 0
     data = make_data([config])
     data.setup()
     train_bins = np.flatnonzero(data.sessions[0].mask[:, 0] & (data.sessions[0].split == 0))
-    spikes[data.sessions[0].frame[train_bins[3]], 2] = 1
+    counts[data.sessions[0].frame[train_bins[3]], 2] = 1
     replace_session = Session(
-        name=session.name, bin_rate=60.0, stimulus=np.full_like(session.stimulus, 90), spikes=spikes,
+        name=session.name, bin_rate=60.0, stimulus=np.full_like(session.stimulus, 90), responses=counts,
         behavior=dict(session.behavior), trial=session.trial, valid=session.valid,
     )  # fmt: skip
     replace_session.save(config.path)

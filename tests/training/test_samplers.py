@@ -150,8 +150,10 @@ def test_rates_anneal_linearly_to_uniform(step, a):
     assert chisquare(counts, expected / expected.sum() * 3000).pvalue > 1e-3
 
 
-def test_rates_within_groups_follow_contrast_and_groups_stay_equal():
-    groups = np.array([0, 0, 0, 1, 1, 1])
+@pytest.mark.parametrize("groups", [[0, 0, 0, 1, 1, 1], [0, 1, 0, 1, 0, 1], [1, 0, 1, 1, 0, 0]], ids=str)
+def test_rates_within_groups_follow_contrast_and_groups_stay_equal(groups):
+    """In whatever order the clips of the groups stand in the table: sessions of one subject need not be neighbours."""
+    groups = np.array(groups)
     drawn = draws_at(0, groups=groups)
     for code in (0, 1):
         own = SCORES[groups == code]

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from neurotwin.analysis.evaluate import SessionScore
 from neurotwin.clip import Clip, Sample
-from neurotwin.config import ConfigError, ModelConfig, load_model_config, recording_reads, unread_keys
+from neurotwin.config import (
+    MODEL,
+    ConfigError,
+    ModelConfig,
+    load_model_config,
+    notice,
+    noticing,
+    recording_reads,
+    unread_keys,
+)
 from neurotwin.data.spec import SessionSpec
 from neurotwin.likelihoods import ResponseStatistics
 from neurotwin.metrics.table import summarize
@@ -28,7 +37,7 @@ from neurotwin.processes import all_gather, all_reduce_sum
 
 from ..processes import Late, reduce_gradients
 from ..regularizers import Regularizers
-from ..schedulers import make_scheduler
+from ..schedulers import largest_rate, make_scheduler
 from ..seams import micro_batches_done, optimizer_steps_now
 from .multidataset_dm import TrainingBatch
 from .pretrained import load_pretrained
@@ -151,16 +160,17 @@ class MultiDatasetModel(pl.LightningModule):
         self.learning_rate, self.core_lr_scale, self.weight_decay = learning_rate, core_lr_scale, weight_decay
         self.lr_scheduler, self.warmup_epochs, self.restart_period = lr_scheduler, warmup_epochs, restart_period
         self.on_nan, self.seed, self.compile_core = on_nan, seed, compile
-        with recording_reads() as reads:
+        with noticing(), recording_reads() as reads:
             self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
             self.parameter_infos = tuple(describe_parameters(self.twin))
             self.regularizers = Regularizers(model_config.regularization, self.parameter_infos)
-        for key in unread_keys(model_config, reads):
-            logger.info("%s has no effect in this model", key)
+            for key in unread_keys(model_config, reads):
+                notice(MODEL, key.split("."), "has no effect in this model")
         if statistics is not None:
             self.twin.initialise(statistics)
         if source is not None:
-            load_pretrained(self.twin, source, pretrained_checkpoint, exact=_VISION_PARTS)
+            exact = CORE_PARTS if freeze_core else _VISION_PARTS  # nothing that starts anew may be frozen
+            load_pretrained(self.twin, source, pretrained_checkpoint, exact=exact)
         self.frozen = CORE_PARTS if freeze_core else _VISION_PARTS if freeze_vision else ()
         for part in self.frozen:
             getattr(self.twin, part).requires_grad_(False)
@@ -226,7 +236,7 @@ class MultiDatasetModel(pl.LightningModule):
         votes = torch.stack([self._bad, torch.full_like(self._bad, self.stop_requested)])
         if self.trainer.world_size > 1 or self.on_nan == "skip":
             votes = reduce_gradients(self._active_parameters(), votes)
-        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        rate = largest_rate(self.trainer.optimizers)
         where = f"step {self.trainer.global_step + 1}, learning rate {rate:.3g}"
         self._late.append((Late(votes), where, self._forwards))
         self._bad, self._forwards = torch.zeros_like(self._bad), []
@@ -295,21 +305,26 @@ class MultiDatasetModel(pl.LightningModule):
             raise NonFiniteLossError(f"in validation, {found}")
 
     def configure_optimizers(self) -> Any:
-        """AdamW over four groups: core and session parts, each with and without weight decay."""
-        groups: dict[tuple[str, bool], list[Tensor]] = {}
+        """AdamW over the parameters of core and sessions, with and without weight decay, by their learning rate.
+
+        A parameter whose unit is s times as small learns s times as fast (`lr_scale`), and AdamW's ε is as many times
+        smaller: its steps are then those of the parameter in the other unit, to the last digit.
+        """
+        groups: dict[tuple[str, bool, float], list[Tensor]] = {}
         for info in self.parameter_infos:
             if info.parameter.requires_grad:
                 part = "core" if info.session is None else "session"
                 decays = info.decays and info.name not in self.regularizers.no_decay
-                groups.setdefault((part, decays), []).append(info.parameter)
+                groups.setdefault((part, decays, info.lr_scale), []).append(info.parameter)
         rates = {"session": self.learning_rate, "core": self.learning_rate * self.core_lr_scale}
         optimizer = torch.optim.AdamW(
             [
                 {
-                    "name": f"{part}/{'decay' if decays else 'no_decay'}", "params": parameters, "lr": rates[part],
+                    "name": f"{part}/{'decay' if decays else 'no_decay'}" + (f"/x{scale:g}" if scale != 1 else ""),
+                    "params": parameters, "lr": rates[part] * scale, "lr_scale": scale, "eps": 1e-8 / scale,
                     "weight_decay": self.weight_decay if decays else 0.0,
                 }
-                for (part, decays), parameters in groups.items()
+                for (part, decays, scale), parameters in groups.items()
             ]
         )  # fmt: skip
         schedule = make_scheduler(

@@ -8,6 +8,7 @@ from scipy.signal import lfilter
 from skimage.color import rgb2gray
 from skimage.io import imread
 
+from ..scene import window_of
 from .units import BIN_RATE, FRAME_SIZE, GREY, PIXELS_PER_DEGREE
 
 __all__ = ["TRIAL_BINS", "autoregress", "flashed_gabors", "free_viewing", "photographs", "repeated_clip"]
@@ -32,11 +33,12 @@ def photographs() -> list[np.ndarray]:
 
 
 def free_viewing(rng: np.random.Generator, photograph: np.ndarray, receptive_field: np.ndarray):
-    """Frames and gaze of one free viewing of a photograph in the middle of the screen."""
-    if rng.random() < 0.5:
+    """Frames and gaze of one free viewing of a photograph in the middle of the screen, and whether it is mirrored."""
+    mirrored = rng.random() < 0.5
+    if mirrored:
         photograph = photograph[:, ::-1]
     gaze = _gaze(rng, TRIAL_BINS["backimage"], _extent(photograph), receptive_field, fixation=False)
-    return _see(photograph, gaze + receptive_field), gaze
+    return _see(photograph, gaze + receptive_field), gaze, mirrored
 
 
 def flashed_gabors(rng: np.random.Generator, n_gabors: int = 14, hold: int = 4, margin: float = 8.0):
@@ -112,15 +114,7 @@ def _extent(photograph: np.ndarray) -> np.ndarray:
 
 def _see(photograph: np.ndarray, center: np.ndarray) -> np.ndarray:
     """The window around `center` (T, 2), right and up of the photograph's middle in degrees: (T, size, size) uint8."""
-    height, width = photograph.shape
-    corner = (np.array([height, width]) - FRAME_SIZE) / 2 + center[:, ::-1] * [-1, 1] * PIXELS_PER_DEGREE
-    corner = np.clip(corner, 0, np.array([height, width]) - FRAME_SIZE - 1.001)
-    whole = corner.astype(int)
-    dy, dx = (corner - whole).astype(np.float32).T[:, :, None, None]
-    windows = np.lib.stride_tricks.sliding_window_view(photograph, (FRAME_SIZE + 1, FRAME_SIZE + 1))
-    patch = windows[whole[:, 0], whole[:, 1]]
-    patch = patch[:, :-1] + dy * np.diff(patch, axis=1)
-    return _to_uint8(patch[:, :, :-1] + dx * np.diff(patch, axis=2))
+    return window_of(photograph, center, (FRAME_SIZE, FRAME_SIZE), PIXELS_PER_DEGREE)
 
 
 def _to_uint8(frames: np.ndarray) -> np.ndarray:

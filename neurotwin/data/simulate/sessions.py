@@ -103,6 +103,7 @@ def simulate_session(
         repeat_id=shown["repeat_id"], valid=tracked(rng, n_bins), stimulus_type=shown["type"],
         split=np.where(shown["type"] == "fixrsvp", "test", ""),
         unit_positions=(units.center * [1, -1] / PIXELS_PER_DEGREE + receptive_field).astype(np.float32),
+        scenes=_scenes(), scene=shown["scene"], scene_offset=receptive_field,
         pixels_per_degree=PIXELS_PER_DEGREE, info={"lab": "simulation", "seed": str(seed)},
     )  # fmt: skip
 
@@ -186,14 +187,16 @@ def _show(rng: np.random.Generator, counts: Mapping[str, int], receptive_field: 
     eyepos, eyevel = np.zeros((n_bins, 2), np.float32), np.zeros((n_bins, 2), np.float32)
     trial, repeat_id = np.full(n_bins, -1, np.int32), np.full(n_bins, -1, np.int32)
     stimulus_type = np.repeat(types, _GAP_BINS + lengths)
-    pictures = photographs()
+    pictures, scene = photographs(), np.full(n_bins, -1, np.int32)
     order = iter(rng.permutation(counts["backimage"]) % len(pictures))
     clip = repeated_clip(rng)
     for index, (kind, start, length) in enumerate(zip(types, starts, lengths, strict=True)):
         bins = slice(start, start + length)
         match kind:
             case "backimage":
-                frames, gaze = free_viewing(rng, pictures[next(order)], receptive_field)
+                picture = next(order)
+                frames, gaze, mirrored = free_viewing(rng, pictures[picture], receptive_field)
+                scene[bins] = picture + len(pictures) * mirrored
             case "gaborium":
                 frames, gaze = flashed_gabors(rng)
             case "fixrsvp":
@@ -204,8 +207,14 @@ def _show(rng: np.random.Generator, counts: Mapping[str, int], receptive_field: 
         eyevel[start + 1 : start + length] = np.diff(gaze, axis=0) * BIN_RATE
     return {
         "stimulus": stimulus, "eyepos": eyepos, "eyevel": eyevel, "trial": trial, "repeat_id": repeat_id,
-        "type": stimulus_type,
+        "type": stimulus_type, "scene": scene,
     }  # fmt: skip
+
+
+def _scenes() -> list[np.ndarray]:
+    """The photographs as 8-bit pictures, then the same mirrored."""
+    pictures = [np.rint(picture).astype(np.uint8) for picture in photographs()]
+    return [*pictures, *(picture[:, ::-1] for picture in pictures)]
 
 
 def _draw_responses(

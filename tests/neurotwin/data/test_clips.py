@@ -25,12 +25,14 @@ def make_prepared(lengths, *, n_lags=4, seed=0, n_units=2, exposure=False, n_his
         name="s", subject="s", unit_ids=tuple(range(n_units)), frame_shape=(1, 2, 3), bin_rate=60.0, n_lags=n_lags,
         behavior_dim=2, n_history=n_history, config=DatasetConfig.model_validate({"keys_lags": lags}),
     )  # fmt: skip
-    nothing = np.zeros(n_units)
+    nothing, split = np.zeros(n_units), np.repeat(rng.integers(0, 3, len(lengths)), lengths)
+    source = np.multiply.outer(np.arange(n_bins, dtype=np.uint8), np.ones(frame, np.uint8))
     return Prepared(
-        spec=spec, source=np.broadcast_to(np.arange(n_bins, dtype=np.uint8)[(...,) + (None,) * len(frame)], (n_bins, *frame)).copy(),
-        frame=np.arange(n_bins), responses=rng.poisson(1, (n_bins, n_units)).astype(np.uint8), mask=mask,
+        spec=spec, source=source, frame=np.arange(n_bins),
+       
+        responses=rng.poisson(1, (n_bins, n_units)).astype(np.uint8), mask=mask,
         n_valid=mask.sum(axis=1), train_bins=nothing, train_presentations=nothing, train_sum=nothing,
-        train_squares=nothing, train_zeros=nothing, split=np.repeat(rng.integers(0, 3, len(lengths)), lengths).astype(np.int8),
+        train_squares=nothing, train_zeros=nothing, split=split.astype(np.int8),
         run_start=starts, run_stop=stops, contrast=rng.random(n_bins).astype(np.float32),
         trial=np.repeat(np.arange(len(lengths)), lengths), repeat_id=np.full(n_bins, -1),
         behavior=rng.normal(size=(n_bins, 2)).astype(np.float32),

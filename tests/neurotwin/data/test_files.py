@@ -13,7 +13,7 @@ from neurotwin import files, tensorfile
 from neurotwin.data import prepare as prepare_module
 from neurotwin.data.prepare import prepare_session
 from neurotwin.data.session import Session, SessionError
-from neurotwin.tensorfile import TensorFileError, load_arrays, save_arrays, write_arrays
+from neurotwin.tensorfile import TensorFileError, load_arrays, save_arrays
 
 fork = multiprocessing.get_context("fork")
 
@@ -117,30 +117,27 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(config, prepared_in, limit_f
     assert prepared_in() == []
 
 
-def test_space_is_taken_before_it_is_written_to(tmp_path, limit_files):
-    """A memory-mapped file without its blocks would end the process with SIGBUS when the disk is full."""
+def test_a_file_that_finds_no_room_leaves_what_was_there(tmp_path, limit_files):
+    path = tmp_path / "a"
+    save_arrays(path, {"x": np.arange(4)}, {})
     limit_files(65_536)
-    with pytest.raises(OSError), write_arrays(tmp_path / "a", {"x": (np.uint8, (100_000,))}, {}):
-        raise AssertionError("there is no room for this")
-    assert list(tmp_path.iterdir()) == []
-    with write_arrays(tmp_path / "b", {"x": (np.uint8, (50_000,))}, {}):
-        (temporary,) = tmp_path.glob(".b.*")
-        assert temporary.stat().st_blocks * 512 >= 50_000
+    with pytest.raises(OSError):
+        save_arrays(path, {"x": np.zeros(100_000, np.uint8)}, {})
+    assert load_arrays(path)[0]["x"].tolist() == [0, 1, 2, 3] and list(tmp_path.iterdir()) == [path]
 
 
 def prepare_slowly(config, moment, barrier):
-    """Prepare; wait, or die, with half of the arrays written."""
-    digest, seen = tensorfile._digest, []
+    """Prepare; wait, or die, when the content is written and the header is not yet."""
+    pack = tensorfile._pack
 
-    def pause(arrays):
-        seen.append(arrays)
-        if "mask" in arrays and len(seen) == 2:  # the first is the recording's
+    def pause(text, entries, digest):
+        if digest != "0" * 64:
             if moment == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             barrier.wait(20)
-        return digest(arrays)
+        return pack(text, entries, digest)
 
-    tensorfile._digest = pause
+    tensorfile._pack = pause
     prepare_session(config)
 
 

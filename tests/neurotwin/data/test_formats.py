@@ -19,7 +19,8 @@ def test_arrays(tmp_path, rng, folder):
     arrays = {
         "stimulus": rng.integers(0, 256, (20, 5, 6)).astype(np.uint8), "responses": rng.normal(size=(20, 3)),
         "behavior.pupil": rng.random(20, np.float32), "trial": np.repeat([0, 1], 10), "unit_ids": np.array([4, 8, 9]),
-        "split": np.repeat(["train", "val"], 10), "unit_labels.area": np.array(["V1", "V1", "V4"]), "bin_rate": np.array(60.0), "subject": np.array("ada"),
+        "split": np.repeat(["train", "val"], 10),
+        "unit_labels.area": np.array(["V1", "V1", "V4"]), "bin_rate": np.array(60.0), "subject": np.array("ada"),
     }  # fmt: skip
     path = tmp_path / ("ada_7" if folder else "ada_7.npz")
     if folder:

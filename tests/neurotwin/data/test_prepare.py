@@ -151,7 +151,12 @@ def test_units_are_selected_by_ids_and_labels(make, rng):
         ({"cids": [names[3], names[1], names[0]]}, [3, 1, 0]),
         ({"cids": [names[3], names[1], names[0]], "units": {"area": "V1"}}, [3, 0]),
     ):
-        fields = {"responses": responses, "unit_labels": labels, "unit_ids": names, "unit_positions": rng.random((4, 2))}
+        fields = {
+            "responses": responses,
+            "unit_labels": labels,
+            "unit_ids": names,
+            "unit_positions": rng.random((4, 2)),
+        }
         prepared = make(fields, **keys)
         assert prepared.spec.unit_ids == tuple(names[column] for column in columns), keys
         np.testing.assert_array_equal(prepared.responses, responses[:, columns], err_msg=str(keys))
@@ -247,7 +252,12 @@ def test_pixels_are_normalised_by_default_and_real_values_are_not(make, rng):
 
 
 def test_stimuli_of_any_shape_are_prepared(make, rng):
-    for shape, frame, axes in (((), (1, 1, 1), 0), ((7,), (1, 7, 1), 1), ((5, 6), (1, 5, 6), 2), ((2, 5, 6), (2, 5, 6), 2)):
+    for shape, frame, axes in (
+        ((), (1, 1, 1), 0),
+        ((7,), (1, 7, 1), 1),
+        ((5, 6), (1, 5, 6), 2),
+        ((2, 5, 6), (2, 5, 6), 2),
+    ):
         for dtype in (np.uint8, np.float16, np.float32):
             stimulus = rng.normal(100, 20, (240, *shape)).astype(dtype)
             prepared = make({"stimulus": stimulus})
@@ -332,7 +342,7 @@ REFUSED = {
     "a label's value": ({"fields": LABELS, "units": {"area": "V2"}}, "no unit has area 'V2'; valid: V1, V4"),
     "labels that leave none": ({"fields": LABELS, "units": {"area": "V4"}, "cids": [10]}, "no unit has all labels"),
     "a type": ({"types": ["moviee"]}, "no stimulus type 'moviee'; did you mean 'movie'"),
-    "a rate": ({"sampling": {"source_rate": 120, "target_rate": 60}}, "source_rate is 120 Hz, the recording has 240 Hz"),
+    "a rate": ({"sampling": {"source_rate": 120, "target_rate": 60}}, "source_rate is 120 Hz, the recording has 240"),
     "lags": ({"keys_lags": {"stim": "0..40"}}, "no valid bin is left after the filters (longest run 40 bins"),
     "no training": ({"train_val_split": 0.01}, "the train split is empty"),
     "no validation": ({"train_val_split": 0.99}, "the val split is empty"),
@@ -340,7 +350,8 @@ REFUSED = {
     "missing_pct": ({"datafilters": {"dfs": {"ops": [{"missing_pct": {"threshold": 45}}]}}}, "asks for missing_pct"),
     "nothing in a trial": ({"fields": {"trial": np.full(240, -1)}}, "no bin of the types ['movie'] lies in a trial"),
     "a signal of zeros": (
-        {"fields": {"behavior": {"x": np.zeros(240)}}, "transforms": {"x": {"source": "x", "ops": ["maxnorm"], "expose_as": "behavior"}}},
+        {"fields": {"behavior": {"x": np.zeros(240)}},
+         "transforms": {"x": {"source": "x", "ops": ["maxnorm"], "expose_as": "behavior"}}},
         "maxnorm, but the signal is 0 throughout",
     ),
 }  # fmt: skip

@@ -14,6 +14,7 @@ from neurotwin.models.readout import (
     GaussianEIReadout,
     GaussianReadout,
     LinearReadout,
+    PixelReadout,
     PointReadout,
 )
 
@@ -23,22 +24,22 @@ def rand(*shape: int) -> torch.Tensor:
 
 
 def gaussian(mean, std, theta, height, width):
-    """The normalised density of scipy at the pixels' centres."""
+    """The normalised density of scipy at the pixels' centres, counted in pixels from the middle of the map."""
     turn = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]])
     covariance = turn @ np.diag(np.square(std)) @ turn.T
-    grid = [[((2 * j + 1) / width - 1, (2 * i + 1) / height - 1) for j in range(width)] for i in range(height)]
+    grid = [[(j - (width - 1) / 2, i - (height - 1) / 2) for j in range(width)] for i in range(height)]
     density = scipy.stats.multivariate_normal(mean, covariance).pdf(np.array(grid))
     return density / density.sum()
 
 
 def test_gaussian_readout_is_scipys_density(maps, generator):
-    readout = GaussianReadout(GaussianReadout.Params(initial_mean_scale=0.4), maps(), 5, generator=generator)
+    readout = GaussianReadout(GaussianReadout.Params(initial_mean_scale=1.4), maps(), 5, generator=generator)
     with torch.no_grad():
         readout.theta.copy_(rand(5)), readout.std.mul_(1 + rand(5, 2).abs()), readout.bias.copy_(rand(5))
     x = rand(2, 3, 4, 9, 7)
     y = readout(x)
     for u in range(5):
-        std = np.hypot(readout.std[u].tolist(), [1 / 7, 1 / 9])
+        std = np.hypot(readout.std[u].tolist(), 0.5)
         weights = gaussian(readout.mean[u].tolist(), std, readout.theta[u].item(), 9, 7)
         np.testing.assert_allclose(readout.weights()[u].detach(), weights, atol=1e-12)
         pooled = np.einsum("bcthw,hw->btc", x.numpy(), weights)
@@ -47,13 +48,34 @@ def test_gaussian_readout_is_scipys_density(maps, generator):
 
 
 def test_gaussian_starts_where_it_is_told(maps, generator):
-    params = GaussianReadout.Params(initial_std=0.5, initial_mean_scale=0.2)
+    """Feature pixels, whatever the size of the map; without a word, 0.3 and 0.1 of half of its larger side."""
+    params = GaussianReadout.Params(initial_std=1.75, initial_mean_scale=0.7)
+    for given, size, width, spread in ((params, 9, 1.75, 0.7), (params, 27, 1.75, 0.7), (None, 27, 4.05, 1.35)):
+        readout = GaussianReadout(given or GaussianReadout.Params(), maps(3, size, 7), 4000, generator=generator)
+        std = (readout.std.square() + 0.25).sqrt()
+        torch.testing.assert_close(std, torch.full((4000, 2), width))
+        np.testing.assert_allclose(readout.mean.detach().std(), spread, rtol=0.05)
+        assert readout.lr_scales == {"mean": size / 2, "std": size / 2}
     readout = GaussianReadout(params, maps(), 4000, generator=generator)
-    std = (readout.std.square() + readout.floor_squared).sqrt()
-    torch.testing.assert_close(std, torch.full((4000, 2), 0.5))
-    np.testing.assert_allclose(readout.mean.detach().std(), 0.2, rtol=0.05)
     drive = readout.drive(torch.ones(1, 3, 1, 9, 7))
     assert drive.abs().max() < 0.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 4), (3, 10), (6, 1)])
+def test_the_narrowest_gaussian_is_half_a_pixel_along_each_axis(height, width, maps, generator):
+    """On maps that are not square, by a loop over pixels, at any angle."""
+    readout = GaussianReadout(GaussianReadout.Params(), maps(2, height, width), 3, generator=generator)
+    with torch.no_grad():
+        readout.std.zero_(), readout.theta.copy_(torch.tensor([0.0, 0.3, -1.0]))
+    weights = readout.weights().detach()
+    for u in range(3):
+        (x, y), theta = readout.mean[u].tolist(), readout.theta[u].item()
+        expected = np.zeros((height, width))
+        for i, j in np.ndindex(height, width):
+            dx, dy = (2 * j + 1) / width - 1 - x, (2 * i + 1) / height - 1 - y
+            along, across = np.cos(theta) * dx + np.sin(theta) * dy, np.cos(theta) * dy - np.sin(theta) * dx
+            expected[i, j] = np.exp(-((along * width) ** 2 + (across * height) ** 2) / 2)
+        np.testing.assert_allclose(weights[u], expected / expected.sum(), atol=1e-12)
 
 
 def test_a_gaussian_of_no_width_still_learns_where_to_go(maps, generator):
@@ -75,20 +97,27 @@ def test_gaussian_on_a_single_pixel_is_its_features(maps, generator):
 def test_excitation_minus_inhibition(maps, generator):
     readout = GaussianEIReadout(GaussianEIReadout.Params(), maps(), 4, generator=generator)
     with torch.no_grad():
-        readout.mean.add_(rand(2, 4, 2) / 4), readout.features.copy_(rand(2, 4, 3))
+        readout.mean.add_(rand(2, 4, 2)), readout.features.copy_(rand(2, 4, 3))
     x = rand(2, 3, 5, 9, 7)
     expected = 0
     for sign, index in ((1, 0), (-1, 1)):
         for u in range(4):
-            std = np.hypot(readout.std[index, u].tolist(), [1 / 7, 1 / 9])
+            std = np.hypot(readout.std[index, u].tolist(), 0.5)
             weights = torch.as_tensor(gaussian(readout.mean[index, u].tolist(), std, 0.0, 9, 7))
             drive = torch.einsum("bcthw,hw,c->bt", x, weights, readout.features[index, u].abs())
             expected = expected + sign * torch.nn.functional.one_hot(torch.tensor(u), 4) * drive[..., None]
     torch.testing.assert_close(readout.drive(x), expected)
 
 
-def test_linear_readout(maps, generator):
+def test_linear_readout_averages_over_the_map(maps, generator):
     readout, x = LinearReadout(LinearReadout.Params(), maps(), 4, generator=generator), rand(2, 3, 5, 9, 7)
+    assert readout.features.shape == (4, 3)
+    expected = torch.einsum("bct,uc->btu", x.sum(dim=(3, 4)) / 63, readout.features)
+    torch.testing.assert_close(readout(x), expected)
+
+
+def test_pixel_readout(maps, generator):
+    readout, x = PixelReadout(PixelReadout.Params(), maps(), 4, generator=generator), rand(2, 3, 5, 9, 7)
     torch.testing.assert_close(readout(x), torch.einsum("bcthw,uchw->btu", x, readout.features))
 
 
@@ -105,26 +134,26 @@ def test_factorized_readout(normalize, maps, generator):
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal", "isotropic"])
 def test_point_readout_interpolates(covariance, maps, generator):
-    params = PointReadout.Params(covariance=covariance, initial_mean_scale=0.3)
+    params = PointReadout.Params(covariance=covariance, initial_mean_scale=1.2)
     readout, x = PointReadout(params, maps(), 6, generator=generator).eval(), rand(2, 3, 4, 9, 7)
     with torch.no_grad():
-        readout.mean[0] = torch.tensor([1.4, -2.0])  # outside of the map its edge counts
+        readout.mean[0] = torch.tensor([4.9, -9.0])  # outside of the map its edge counts
     y = readout(x)
     for u, (column, row) in enumerate(readout.mean.tolist()):
-        where = [[(row + 1) * 9 / 2 - 0.5], [(column + 1) * 7 / 2 - 0.5]]
+        where = [[row + 4], [column + 3]]
         for b, t in np.ndindex(2, 4):
             values = [scipy.ndimage.map_coordinates(x[b, c, t], where, order=1, mode="nearest")[0] for c in range(3)]
             np.testing.assert_allclose(y[b, t, u].item(), np.dot(values, readout.features[u].tolist()), atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("covariance", "std"), [("full", [[0.2, 0.0], [0.1, 0.05]]), ("diagonal", [0.2, 0.05]), ("isotropic", [0.1])]
+    ("covariance", "std"), [("full", [[2.0, 0.0], [1.0, 0.5]]), ("diagonal", [2.0, 0.5]), ("isotropic", [1.0])]
 )
 def test_sampled_points_have_the_covariance_asked_for(covariance, std, maps, generator):
     """Features that are the coordinates themselves read the sampled points out."""
     params = PointReadout.Params(covariance=covariance, initial_mean_scale=0.0)
     readout = PointReadout(params, maps(2, 20, 20), 2, generator=generator)
-    ramp = (2 * torch.arange(20) + 1) / 20 - 1
+    ramp = torch.arange(20) - 9.5
     x = torch.stack([ramp.expand(20, 20), ramp[:, None].expand(20, 20)])[None, :, None].expand(20000, -1, -1, -1, -1)
     with torch.no_grad():
         readout.std.copy_(torch.tensor(std)), readout.features.copy_(torch.eye(2))
@@ -140,7 +169,7 @@ def test_points_from_the_coordinates_of_units(maps, generator):
     params, positions = PointReadout.Params(predict_positions=True), rand(6, 3) * 100
     readout = PointReadout(params, maps(), 6, positions=positions, generator=generator)
     assert "mean" not in dict(readout.named_parameters())
-    assert readout.points().abs().max() < 1
+    assert (readout.points().abs() < torch.tensor([3.5, 4.5])).all()
     readout.eval()(rand(1, 3, 2, 9, 7)).sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in readout.predictor.parameters())
     with pytest.raises(ConfigError, match="no unit_positions"):

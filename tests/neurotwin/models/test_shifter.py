@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from neurotwin.config import ConfigError, ModelConfig
+from neurotwin.models.parameters import describe_parameters
 from neurotwin.models.readout import GaussianEIReadout, GaussianReadout, PointReadout
 from neurotwin.models.shifter import Shifter
 from neurotwin.models.twin import TwinModel
@@ -13,13 +14,13 @@ from neurotwin.models.twin import TwinModel
 
 @pytest.mark.parametrize("kind", [GaussianReadout, GaussianEIReadout, PointReadout])
 def test_a_shift_moves_the_means_in_its_own_frame(kind, maps, generator):
-    readout = kind(kind.Params(initial_mean_scale=0.3), maps(), 4, generator=generator).eval()
+    readout = kind(kind.Params(initial_mean_scale=1.2), maps(), 4, generator=generator).eval()
     with torch.no_grad():
         readout.features.normal_(generator=generator), readout.bias.normal_(generator=generator)
         if kind is not PointReadout:
             readout.theta.normal_(generator=generator), readout.std[..., 1].mul_(2)
     x = torch.randn(2, 3, 5, 9, 7, generator=generator)
-    shift = 0.4 * torch.randn(2, 5, 2, generator=generator)
+    shift = 1.6 * torch.randn(2, 5, 2, generator=generator)
     shifted, at_rest = readout(x, shift), readout.mean.detach().clone()
     for clip in range(2):
         for frame in range(5):
@@ -32,7 +33,7 @@ def test_a_shift_moves_the_means_in_its_own_frame(kind, maps, generator):
 def test_a_shifter_is_a_bounded_perceptron_per_session(generator):
     """tanh(W₂ tanh(W₁ g + b₁)), of the named variables alone."""
     params = Shifter.Params(source="gaze", hidden_dims=(5,), max_shift=0.5)
-    shifter = Shifter(params, 4, ("pupil", "gaze", "speed", "gaze"), generator=generator)
+    shifter = Shifter(params, 4, 6.0, ("pupil", "gaze", "speed", "gaze"), generator=generator)
     behavior = torch.randn(2, 6, 4, generator=generator)
     assert not shifter(behavior).any(), "nothing is shifted at the start"
     with torch.no_grad():
@@ -44,12 +45,14 @@ def test_a_shifter_is_a_bounded_perceptron_per_session(generator):
 
 
 def test_without_source_all_behaviour_is_gaze(generator):
-    assert Shifter(Shifter.Params(), 3, generator=generator).columns.tolist() == [0, 1, 2]
+    shifter = Shifter(Shifter.Params(), 3, 6.0, generator=generator)
+    assert shifter.columns.tolist() == [0, 1, 2]
+    assert shifter.max_shift == 6.0, "half of the map, where the config says nothing"
 
 
 def test_a_source_that_is_not_there_is_named(generator):
     with pytest.raises(ConfigError, match=r"no transform 'gaez' is exposed as behavior; did you mean 'gaze'\?"):
-        Shifter(Shifter.Params(source=["gaez"]), 2, ("gaze", "gaze"), generator=generator)
+        Shifter(Shifter.Params(source=["gaez"]), 2, 6.0, ("gaze", "gaze"), generator=generator)
 
 
 @pytest.mark.parametrize("readout", ["gaussian", "point"])
@@ -57,7 +60,7 @@ def test_a_known_shift_is_recovered(readout, spec):
     """Units whose receptive fields follow the gaze: the shift that training finds is the one that was put in."""
     draw = torch.Generator().manual_seed(3)
     config = {
-        "readout": {"type": readout, "params": {"initial_std": 0.25, "initial_mean_scale": 0.4}},
+        "readout": {"type": readout, "params": {"initial_std": 1.25, "initial_mean_scale": 2.0}},
         "shifter": {"type": "mlp", "params": {"hidden_dims": []}},
         "output_activation": "exp",
     }
@@ -80,7 +83,8 @@ def test_a_known_shift_is_recovered(readout, spec):
     twin_rates = rates(truth.eval()).detach()
     spikes = torch.poisson(twin_rates, generator=draw)
     fitted.eval()  # points at their means
-    optimizer = torch.optim.Adam(fitted.parameters(), lr=0.05)
+    groups = [{"params": info.parameter, "lr": 0.05 * info.lr_scale} for info in describe_parameters(fitted)]
+    optimizer = torch.optim.Adam(groups)
     for _ in range(60):
         optimizer.zero_grad()
         nn.functional.poisson_nll_loss(rates(fitted), spikes, log_input=False).backward()
@@ -89,5 +93,5 @@ def test_a_known_shift_is_recovered(readout, spec):
     found, put_in = (
         shift - shift.mean(dim=1) for shift in (twin.per_session[0].shifter(gaze) for twin in (fitted, truth))
     )
-    assert put_in.abs().mean() > 0.15
-    assert (found - put_in).abs().mean() < 0.03, "half a map is 1"
+    assert put_in.abs().mean() > 0.75
+    assert (found - put_in).abs().mean() < 0.15, "feature pixels"
