@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.fuzz_cases import KINDS, Lab, Refused
 from neurotwin.cli import USER_ERRORS
+from neurotwin.config import ConfigError
 
 __all__ = ["Outcome", "main", "one_try", "tabulate", "try_many"]
 
@@ -45,7 +46,9 @@ def one_try(kind: str, lab: Lab, random: Random) -> Outcome:
             fault = attempt()
     except (Refused, *USER_ERRORS) as error:
         text = str(error)
-        wrong = not text.strip() or "\n" in text or len(text) > 2000
+        if isinstance(error, ConfigError):  # a line a mistake, which the commands put into one
+            text = "; ".join(text.splitlines())
+        wrong = not text.strip() or "\n" in text or len(text) > 5000
         return ("wrong", f"{what}: refused in other than one line: {text[:300]!r}") if wrong else ("refused", text)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):

@@ -95,8 +95,8 @@ def session_fields(rng: np.random.Generator) -> dict[str, Any]:
         "repeat_id": np.full(n_bins, -1), "time": np.arange(n_bins) / 60.0, "exposure": np.ones(n_bins),
         "split": None, "true_rate": rng.random((n_bins, n_units)), "missing_pct": rng.random((n_bins, n_units)),
         "unit_positions": rng.random((n_units, 2)), "unit_labels": {"area": ["V1", "V1", "V4"]},
-        "pixels_per_degree": 30.0, "scenes": (np.zeros((20, 30), np.uint8),), "scene": np.zeros(n_bins, np.int32), "scene_offset": (0.5, 0.0),
-        "subject": "ada", "info": {"lab": "x"}, "notes": ("a note",),
+        "pixels_per_degree": 30.0, "scenes": (np.zeros((20, 30), np.uint8),), "scene": np.zeros(n_bins, np.int32),
+        "scene_offset": (0.5, 0.0), "subject": "ada", "info": {"lab": "x"}, "notes": ("a note",),
     }  # fmt: skip
 
 
@@ -170,8 +170,8 @@ def dataset_file(lab: Lab, random: Random) -> tuple[str, Attempt]:
 
 _WORDS = (
     "0", "1", "-1", "2", "3", "1e3", "0.5", "-0.5", "inf", "-inf", "nan", "1e400", "10" * 30, "", " ", "x", "none",
-    "auto", "csv", "csv,wandb", "0,1", "0,0", "a,b", "../x", "/", ".", "é", "a\nb", "--", "-", "=", "%s", "%", "{}", "1_000",
-    "٣", "0x10", "true", "uint8", "val", "cpu", "32", "[]", "\0", "session",
+    "auto", "csv", "csv,wandb", "0,1", "0,0", "a,b", "../x", "/", ".", "é", "a\nb", "--", "-", "=", "%s", "%", "{}",
+    "1_000", "٣", "0x10", "true", "uint8", "val", "cpu", "32", "[]", "\0", "session",
 )  # fmt: skip
 
 
@@ -305,9 +305,10 @@ def strange_array(value: Any, random: Random) -> Any:
         changed.flat[rng.integers(array.size, size=random.choice((1, 5, array.size)))] = random.choice(extremes)
         return changed
     simple = (
-        None, 0, 1, -1, 1.5, float("nan"), float("inf"), "", "x", "../x", "a/b", ".", True, [], {}, (), [1, 2], "train",
-        ["train"] * 240, ["nothing"] * 240, [None] * 240, {"x": np.zeros(240)}, {"x": np.zeros(3)}, 
-        {"stim": np.zeros(240)},         {1: np.zeros(240)}, {"x": "a"}, {"x": None}, "é" * 300, 10**400, [1, "a", 2], np.array(3), b"x", "a\nb",
+        None, 0, 1, -1, 1.5, float("nan"), float("inf"), "", "x", "../x", "a/b", ".", True, [], {}, (), [1, 2],
+        "train", ["train"] * 240, ["nothing"] * 240, [None] * 240, {"x": np.zeros(240)}, {"x": np.zeros(3)},
+        {"stim": np.zeros(240)}, {1: np.zeros(240)}, {"x": "a"}, {"x": None}, "é" * 300, 10**400, [1, "a", 2],
+        np.array(3), b"x", "a\nb",
     )  # fmt: skip
     return array.tolist() if action == "list" and array.ndim < 3 else random.choice(simple)
 
