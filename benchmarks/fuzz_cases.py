@@ -171,7 +171,7 @@ def dataset_file(lab: Lab, random: Random) -> tuple[str, Attempt]:
 _WORDS = (
     "0", "1", "-1", "2", "3", "1e3", "0.5", "-0.5", "inf", "-inf", "nan", "1e400", "10" * 30, "", " ", "x", "none",
     "auto", "csv", "csv,wandb", "0,1", "0,0", "a,b", "../x", "/", ".", "é", "a\nb", "--", "-", "=", "%s", "%", "{}",
-    "1_000", "٣", "0x10", "true", "uint8", "val", "cpu", "32", "[]", "\0", "session",
+    "1_000", "٣", "0x10", "true", "uint8", "val", "cpu", "32", "[]", "session",
 )  # fmt: skip
 
 

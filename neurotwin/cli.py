@@ -40,6 +40,7 @@ USER_ERRORS = (ConfigError, SessionError, TensorFileError, CheckpointError, Eval
 
 logger = logging.getLogger(__name__)
 
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _ROLE = re.compile(r":[a-z]+:`~?(?:[a-z_]+[.])*")  # what docstrings put before the name of a class
 
 
@@ -286,6 +287,16 @@ def _number(kind: type, least: float, most: float) -> Callable[[str], float]:
     return parse
 
 
+def _device(text: str) -> str:
+    """A `type` for arguments: what this machine can compute on."""
+    kind, _, index = text.partition(":")
+    devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in devices or (index and not index.isdecimal()) or int(index or 0) >= devices[kind]:
+        there = [name for name, number in devices.items() if number]
+        raise argparse.ArgumentTypeError(f"{text[:20]}: this machine has {', '.join(there)}")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="neurotwin", description="Digital twins of visual neurons.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -334,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sessions", nargs="+", metavar="NAME", help="default: all that the model knows")
     sub.add_argument("--data_dir", help="folder of session data, if it has moved since training")
     sub.add_argument("--output", help="table (.csv); default: beside the checkpoint, CHECKPOINT.SPLIT.csv")
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    sub.add_argument("--device", type=_device, default=_DEVICE, help="(%(default)s)")
 
     sub = command("report", report)
     sub.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
@@ -350,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--no_data", action="store_true", help="page: use neither checkpoints nor recordings")
     sub.add_argument("--data_dir", help="page: folder of session data, if it has moved since training")
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="page: (%(default)s)")
+    sub.add_argument("--device", type=_device, default=_DEVICE, help="page: (%(default)s)")
 
     sub = command("compare", compare_runs)
     sub.add_argument("run_a", help="folder of a run, or a table of units (.csv)")

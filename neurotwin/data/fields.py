@@ -29,7 +29,7 @@ def naming(name: Any) -> Iterator[None]:
         yield
     except SessionError as error:
         text = str(error)
-        raise SessionError(text if text.startswith("session ") else f"session {name!r}: {text}") from None
+        raise SessionError(text if text.startswith("session ") else f"session {shortened(name)}: {text}") from None
 
 
 def shortened(value: Any) -> str:
@@ -79,14 +79,14 @@ def as_array(values: Any, what: str, *, axes: Sequence[int]) -> Any:
     if values.dtype.kind not in "iufb" or values.dtype.itemsize > 8:
         raise SessionError(f"{what} is {values.dtype}; give numbers")
     if values.ndim not in axes:
-        raise SessionError(f"{what} has shape {values.shape}, which has not {' or '.join(map(str, axes))} axes")
+        raise SessionError(f"{what} has shape {values.shape}; give {' or '.join(map(str, axes))} axes")
     return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
 
 
 def as_float32(values: Any, what: str, *, axes: Sequence[int]) -> Any:
     """An array whose values float32 can hold, as it is; it is stored as float32."""
     values = as_array(values, what, axes=axes)
-    if values.dtype.kind != "b" and values.dtype.itemsize > 2:
+    if values.dtype == np.float64:
         for part in blocks(values):
             largest = np.abs(part, dtype=np.float64).max(initial=0, where=np.isfinite(part))
             if largest > np.finfo(np.float32).max:

@@ -152,8 +152,9 @@ class Session:
         """Bring what was given into the types in which it is kept."""
         self.name, self.subject = as_text(self.name, "name"), as_text(self.subject, "subject")
         self.subject = self.subject or self.name.split("_")[0]
-        self.stimulus = as_array(self.stimulus, "stimulus", axes=(1, 2, 3, 4))
-        self.responses = as_array(self.responses, "responses", axes=(2,))
+        self.stimulus = as_array(self.stimulus, "stimulus", axes=range(1, 65))
+        self.responses = as_array(self.responses, "responses", axes=range(1, 65))
+        self._require(np.ndim(self.responses) == 2, f"responses have shape {np.shape(self.responses)}; give (T, U)")
         n_bins, n_units = len(self.stimulus), self.responses.shape[1]
         self.unit_ids = as_ids(np.arange(n_units) if self.unit_ids is None else self.unit_ids, "unit_ids")
         trial = np.zeros(n_bins, np.int64) if self.trial is None else as_ids(self.trial, "trial")
@@ -161,7 +162,7 @@ class Session:
         self.repeat_id = whole_numbers(np.full(n_bins, -1) if self.repeat_id is None else self.repeat_id, "repeat_id")
         self.valid = np.ones(n_bins, bool) if self.valid is None else as_booleans(self.valid, "valid")
         self.stimulus_type = as_names(self.stimulus_type, "stimulus_type", n_bins)
-        axes = {"exposure": (1,), "true_rate": (2,), "missing_pct": (2,), "unit_positions": (2,)}
+        axes = {"exposure": (1,), "true_rate": range(1, 65), "missing_pct": range(1, 65), "unit_positions": (2,)}
         for key in axes:
             if getattr(self, key) is not None:
                 setattr(self, key, as_float32(getattr(self, key), key, axes=axes[key]))
@@ -178,7 +179,7 @@ class Session:
         if not isinstance(notes, list | tuple):
             raise SessionError(f"notes are {shortened(self.notes)}; give a list of texts")
         self.notes = tuple(map(str, notes))
-        if not isinstance(self.scenes, list | tuple | np.ndarray):
+        if not isinstance(self.scenes, list | tuple) and np.ndim(self.scenes) != 3:
             raise SessionError(f"scenes are {shortened(self.scenes)}; give a list of them")
         self.scenes = tuple(self.scenes)
         self.scene = None if self.scene is None else whole_numbers(self.scene, "scene")
@@ -319,7 +320,6 @@ class Session:
             f"stimulus has shape {shape}, its channels last; give (T, C, H, W): np.moveaxis(stimulus, -1, 1)",
         )
         require(min(shape) > 0, f"stimulus has shape {shape}: nothing is shown")
-        require(np.ndim(self.responses) == 2, f"responses have shape {np.shape(self.responses)}; give (T, U)")
         require(np.dtype(self.responses.dtype).kind in "iufb", f"responses are {self.responses.dtype}; give numbers")
         for key in ("bin_rate", "pixels_per_degree"):
             value = getattr(self, key)
