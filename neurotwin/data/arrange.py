@@ -19,7 +19,7 @@ from .session import SPLITS, Session, SessionError, frame_shape
 from .spec import SessionSpec
 from .split import split_bins
 
-__all__ = ["Grid", "arrange", "modelled_bins", "outline_session", "recorded_bins", "resolved"]
+__all__ = ["Grid", "arrange", "modelled_bins", "outline_session", "resolved"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,6 @@ def outline_session(session: Session, config: DatasetConfig) -> SessionSpec:
         *others, _ = next(iter(shapes.values()))
         shape = (*others, sum(frame[-1] for frame in shapes.values()))
     return _spec(session, config, columns, frame=shape, scale=scale, names=names)
-
-
-def recorded_bins(session: Session, config: DatasetConfig) -> np.ndarray:
-    """The first recorded bin of each modelled bin, (T,), in the order of the prepared arrays."""
-    return _grid(session, resolved(session, config)).first
 
 
 def arrange(

@@ -15,7 +15,7 @@ import torch
 
 from ..clip import Clip, Sample
 from ..config import DatasetConfig, nearest
-from ..data.arrange import arrange, recorded_bins
+from ..data.arrange import arrange, modelled_bins
 from ..data.clips import stream_runs, usable_runs
 from ..data.pipelines import apply_pipelines, behavior_names, pixel_scale
 from ..data.prepare import Prepared, open_session
@@ -119,7 +119,7 @@ def open_recording(
     runs = usable_runs(prepared, part, least=network.context)
     if not len(runs):
         raise SessionError(f"session {recording.name!r}: no bin {f'of the {part} part ' * bool(part)}can be predicted")
-    bins = recorded_bins(recording, config)
+    bins = modelled_bins(recording, config).first
     time = bins / recording.bin_rate if recording.time is None else np.asarray(recording.time)[bins]
     exposure = np.ones(len(bins), np.float32) if prepared.exposure is None else prepared.exposure
     known = {
