@@ -172,7 +172,8 @@ def session_of(exposure: bool) -> Prepared:
     return Prepared(
         spec=spec, source=rng.integers(0, 255, (n_bins, 6, 5)).astype(np.uint8), frame=np.arange(n_bins),
         responses=counts, mask=mask, n_valid=mask.sum(axis=1), trial=np.arange(n_bins) // 20,
-        split=np.repeat([0, 1], 20).astype(np.int8), run_start=np.repeat([0, 20], 20), run_stop=np.repeat([20, 40], 20), contrast=np.ones(n_bins, np.float32), repeat_id=np.full(n_bins, -1),
+        split=np.repeat([0, 1], 20).astype(np.int8), run_start=np.repeat([0, 20], 20),
+        run_stop=np.repeat([20, 40], 20), contrast=np.ones(n_bins, np.float32), repeat_id=np.full(n_bins, -1),
         exposure=np.full(n_bins, 2, np.float32) if exposure else None, **sums,
     )  # fmt: skip
 
