@@ -28,7 +28,7 @@ def run_rows(views: Sequence[RunView]) -> list[dict[str, str]]:
     for view, row in zip(views, figures, strict=True):
         sessions, table = view.run.record.get("sessions"), view.run.table
         n_sessions = len(sessions) if isinstance(sessions, dict) else 0 if table is None else len(set(table["session"]))
-        end = {key: row.pop(key) for key in ("parameters", "wall time")}
+        end = {key: row.pop(key, "") for key in ("parameters", "wall time")}
         row.pop("model")
         source = _ceiling_source(view)
         medians = {metric: math.nan if source is None else summarize(source[metric]).median for metric in _CEILINGS}
