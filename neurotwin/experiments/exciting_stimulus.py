@@ -26,10 +26,10 @@ class ExcitingStimulus(Experiment):
     """The image or movie of fixed contrast that excites each unit most, or least, by gradient ascent.
 
     An image is shown for some time after grey, and its rate is the mean over that time; a movie fills all that a
-    prediction sees, and its rate is that of the last bin (Walker et al. 2019; Bashivan et al. 2019). A trained twin also
-    answers to fine patterns that no photograph has. Three things keep the ascent from them: every step is low-passed in
-    space, the stimulus is shifted by a few pixels at random from step to step (Olah et al. 2017), and the best of several
-    starts is kept. All units and starts are followed at once, in batches.
+    prediction sees, and its rate is that of the last bin (Walker et al. 2019; Bashivan et al. 2019). A trained twin
+    also answers to fine patterns that no photograph has. Three things keep the ascent from them: every step is
+    low-passed in space, the stimulus is shifted by a few pixels at random from step to step (Olah et al. 2017), and the
+    best of several starts is kept. All units are followed at once, in batches.
 
     Stimuli are rounded to whole 8-bit pixels, and the rates in the table are those of the rounded ones. The manifest
     says how to show them: size in pixels and degrees, timing, grey level.
@@ -70,10 +70,10 @@ class ExcitingStimulus(Experiment):
             name = "" if len(presenter.groups) == 1 else f".{presenter.spec(group.sessions[0]).name}"
             pixels = _pixels(stimuli, group.screen)
             result.arrays[f"stimuli{name}"] = pixels
-            result.axes[f"stimuli{name}"] = (f"stimulus{name}", *(("frame",) if self.kind == "movie" else ()), "channel",
-                                             "y", "x")  # fmt: skip
+            frames = ("frame",) if self.kind == "movie" else ()
+            result.axes[f"stimuli{name}"] = (f"stimulus{name}", *frames, "channel", "y", "x")
             result.figures[f"stimuli{name}"] = _figure(pixels, [t.label for t in targets], group.screen)
-            for target, one, row in zip(targets, pixels, rows[-len(targets) :], strict=True):
+            for one, row in zip(pixels, rows[-len(targets) :], strict=True):
                 result.files[row["file"]] = _writer(one)
         if not found:
             raise ExperimentError(f"experiment exciting_stimulus: no session has the units {list(self.units)}")

@@ -32,9 +32,10 @@ class Gratings(Experiment):
     """Drifting gratings of all directions × spatial × temporal frequencies, and what each unit prefers.
 
     F0 is the mean rate over whole cycles and F1 the amplitude at the temporal frequency, both after the twin's memory
-    has filled with the grating. A unit's response is F1 where F1 > F0 at its best grating (a simple cell, Skottun et al.
-    1991), else F0 above the rate to grey. Preferred values are peaks of fitted curves, not of the grid. At what a unit prefers,
-    contrast, the diameter of a disc around its receptive field, and a second grating across the first are varied.
+    has filled with the grating. A unit's response is F1 where F1 > F0 at its best grating (a simple cell, Skottun et
+    al. 1991), else F0 above the rate to grey. Preferred values are peaks of fitted curves, not of the grid. At what a
+    unit prefers, contrast, the diameter of a disc around its receptive field, and a second grating across the first are
+    varied.
     """
 
     n_directions: int = Field(16, ge=4, multiple_of=2, description="Directions of drift, evenly spaced.")
