@@ -23,9 +23,9 @@ class ReceptiveField(Experiment):
     """Receptive fields: the filters of every unit, their place, size, preferred grating, latency and separability.
 
     With method `gradient`, the rate is linearised around many movies. The mean gradient is the linear filter, which
-    vanishes for complex cells; the leading directions of all gradients are the filters that the rate depends on,
-    simple or complex (:func:`~neurotwin.experiments.maps.leading_subspace`). A trained twin also answers to fine
-    patterns that its training stimulus hardly held; filters are therefore low-passed in space. With method `noise`, the twin is shown
+    vanishes for complex cells; the leading directions of all gradients are the filters that the rate depends on, simple
+    or complex (:func:`~neurotwin.experiments.maps.leading_subspace`). A trained twin also answers to fine patterns that
+    its training stimulus hardly held; filters are therefore low-passed in space. With method `noise`, the twin is shown
     white noise and the frames before each bin are averaged, weighted by its rate, as one does with spikes.
 
     Where the recording is at hand, its own response-triggered average stands beside that of the twin's predictions of
