@@ -88,11 +88,12 @@ def tuning(twin: TwinModel, prepared: list[Prepared]) -> dict:
     drawn = [draw_units(name) for name in names]
     angle = np.concatenate([np.rad2deg(units.orientation) for units in drawn])
     selective = true["osi"] > 0.3
+    apart = _apart(found["preferred_orientation_deg"], angle)[selective]
     ratio = np.abs(np.log2(found["preferred_spatial_frequency_cpp"] / true["preferred_spatial_frequency_cpp"]))
     complexity = np.concatenate([units.complexity for units in drawn])
     return {
         "selective units": int(selective.sum()),
-        "orientation within 15 degrees, share": np.mean(_apart(found["preferred_orientation_deg"], angle)[selective] < 15),
+        "orientation within 15 degrees, share": np.mean(apart < 15),
         "spatial frequency within 20%, share": np.mean(ratio[selective] < np.log2(1.2)),
         "spatial frequency, median error, %": 100 * (2 ** np.median(ratio[selective]) - 1),
         "direction index, correlation": np.corrcoef(found["dsi"], true["dsi"])[0, 1],
@@ -138,7 +139,7 @@ def behavior(twin: TwinModel, prepared: list[Prepared]) -> dict:
     correlations, slopes, true_slopes = [], [], []
     for index, data in presenter.prepared.items():
         held = torch.from_numpy(np.median(data.behavior[np.asarray(data.split) == 0], axis=0)).float()
-        streamers, logs, pupil, saccade = (Streamer(twin), Streamer(twin)), [], [], []
+        streamers, logs, used_bins = (Streamer(twin), Streamer(twin)), [], []
         with torch.inference_mode():
             for sample in stream(data, "val", context=twin.context):
                 clip = sample.of_session(index).clip
@@ -146,9 +147,8 @@ def behavior(twin: TwinModel, prepared: list[Prepared]) -> dict:
                 ratio = (streamers[0](clip) / streamers[1](still)).log()
                 used = sample.target.mask.any(-1)
                 logs.append(ratio[used].numpy())
-                bins = (clip.bins[:, None] + torch.arange(clip.length))[used].numpy()
-                pupil.append(bins)
-        logs, bins = np.concatenate(logs), np.concatenate(pupil)
+                used_bins.append((clip.bins[:, None] + torch.arange(clip.length))[used].numpy())
+        logs, bins = np.concatenate(logs), np.concatenate(used_bins)
         units = draw_units(data.name)
         signals = np.asarray(data.behavior)[bins]
         is_pupil = np.array([name == "pupil" for name in data.spec.behavior_names])
@@ -156,8 +156,8 @@ def behavior(twin: TwinModel, prepared: list[Prepared]) -> dict:
         design = np.column_stack([np.ones(len(state)), state, signals[:, ~is_pupil]])
         slopes += np.linalg.lstsq(design, logs, rcond=None)[0][1].tolist()
         true_slopes += units.pupil_gain.tolist()
-        saccade = _true_log_gain(data, bins)
-        correlations += [np.corrcoef(a, b)[0, 1] for a, b in zip(logs.T, saccade.T, strict=True)]
+        true = _true_log_gain(data, bins)
+        correlations += [np.corrcoef(a, b)[0, 1] for a, b in zip(logs.T, true.T, strict=True)]
     return {
         "log gain over time, correlation with the true one, median": np.nanmedian(correlations),
         "pupil gain, correlation over units": np.corrcoef(slopes, true_slopes)[0, 1],
