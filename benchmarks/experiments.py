@@ -59,11 +59,12 @@ def true_subspace(units: Units, bins: int, bin_rate: float) -> np.ndarray:
 def receptive_fields(twin: TwinModel, prepared: list[Prepared], good: dict[str, np.ndarray]) -> dict:
     """Overlap of the filters found with the true ones; place and orientation."""
     result = ReceptiveField(recorded=False).run(twin, prepared, sessions=[p.name for p in prepared])
-    overlaps, placed, turned, well, table = [], [], [], [], result.tables["units"]
+    overlaps, first, placed, turned, well, table = [], [], [], [], [], result.tables["units"]
     for data in prepared:
         units = draw_units(data.name)
         truth = true_subspace(units, twin.context + 1, data.spec.bin_rate)
         found, rows = result.arrays[f"filters.{data.name}"][:, :, :, 0], table["session"] == data.name
+        first += [overlap(a[:1], b) for a, b in zip(found, truth, strict=True)]
         overlaps += [overlap(a, b) for a, b in zip(found, truth, strict=True)]
         xy = np.stack([table["center_x_px"][rows], table["center_y_px"][rows]], 1)
         placed += np.linalg.norm(xy - units.center, axis=1).tolist()
@@ -76,6 +77,7 @@ def receptive_fields(twin: TwinModel, prepared: list[Prepared], good: dict[str, 
         "units at 60% of the oracle": int(well.sum()), "units": len(well),
         "centre, median distance, px": np.nanmedian(placed),
         "orientation of filters within 15 degrees, share": np.mean(np.array(turned) < 15),
+        "strongest filter in the true subspace, median": np.median(first),
     }  # fmt: skip
 
 
@@ -90,12 +92,16 @@ def tuning(twin: TwinModel, prepared: list[Prepared]) -> dict:
     selective = true["osi"] > 0.3
     apart = _apart(found["preferred_orientation_deg"], angle)[selective]
     ratio = np.abs(np.log2(found["preferred_spatial_frequency_cpp"] / true["preferred_spatial_frequency_cpp"]))
+    drawn_at = np.concatenate([units.frequency for units in drawn])
+    carrier = np.abs(np.log2(found["preferred_spatial_frequency_cpp"] / drawn_at))[selective]
     complexity = np.concatenate([units.complexity for units in drawn])
     return {
         "selective units": int(selective.sum()),
         "orientation within 15 degrees, share": np.mean(apart < 15),
-        "spatial frequency within 20%, share": np.mean(ratio[selective] < np.log2(1.2)),
-        "spatial frequency, median error, %": 100 * (2 ** np.median(ratio[selective]) - 1),
+        "spatial frequency within 20% of the simulator's, share": np.mean(ratio[selective] < np.log2(1.2)),
+        "spatial frequency, median error to the simulator's, %": 100 * (2 ** np.median(ratio[selective]) - 1),
+        "spatial frequency within 20% of the carrier's, share": np.mean(carrier < np.log2(1.2)),
+        "spatial frequency, median error to the carrier's, %": 100 * (2 ** np.median(carrier) - 1),
         "direction index, correlation": np.corrcoef(found["dsi"], true["dsi"])[0, 1],
         "F1/F0 against complexity, correlation": np.corrcoef(found["f1_f0"], complexity)[0, 1],
     }  # fmt: skip

@@ -47,9 +47,11 @@ class ExcitingStimulus(Experiment):
     step_size: float = Field(0.2, gt=0, description="Of the first step, in norms of the stimulus; falls to a tenth.")
     n_starts: PositiveInt = Field(2, description="Starts from noise; the best is kept.")
     cutoff: NonNegative = Field(
-        0.22, description="Steps are multiplied by exp(−(f/cutoff)⁴), f in cycles per pixel; 0: they are not."
+        0.25, description="Steps are multiplied by exp(−(f/cutoff)⁴), f in cycles per pixel; 0: they are not."
     )
-    jitter: int = Field(1, ge=0, description="Pixels by which the stimulus is shifted at random while it is sought.")
+    jitter: int = Field(
+        1, ge=0, description="Pixels by which the stimulus is shifted at random in the first 70% of the steps."
+    )
     batch: PositiveInt = Field(96, description="Stimuli that are followed at a time.")
     seed: int = Field(0, description="Of starts and shifts.")
 
@@ -169,7 +171,9 @@ class _Search:
         x = self._projected(self._smooth(torch.randn(len(targets), *self.shape, generator=generator).to(self.like)))
         for step in range(options.n_steps):
             x.requires_grad_()
-            shift = torch.randint(-options.jitter, options.jitter + 1, (2,), generator=generator).tolist()
+            # The last steps are for the stimulus as it will be shown.
+            reach = options.jitter if step < 0.7 * options.n_steps else 0
+            shift = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
             value = self._value(targets, _shifted(x, *shift))
             logs = torch.tensor([target.log for target in targets], device=value.device)
             # The logarithm: its gradient does not vanish where a unit is nearly silent.

@@ -46,7 +46,9 @@ class Gratings(Experiment):
     temporal_frequencies: tuple[float, ...] = Field(
         (2.0, 4.0, 8.0, 16.0), description="Hz; 0 is a still grating, shown in 4 phases."
     )
-    contrast: float = Field(1.0, gt=0, le=1, description="Of the gratings, the first stage.")
+    contrast: float = Field(
+        0.5, gt=0, le=1, description="Of the gratings, but for the contrast response; about that of photographs."
+    )
     seconds: float = Field(0.5, gt=0, description="How long responses are measured, s; rounded up to whole cycles.")
     contrasts: tuple[float, ...] = Field((0.05, 0.1, 0.2, 0.4, 0.7, 1.0), description="Of the contrast response.")
     n_diameters: int = Field(8, ge=0, description="Diameters of the disc, up to the frame's; 0: no size tuning.")

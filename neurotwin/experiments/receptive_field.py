@@ -43,7 +43,7 @@ class ReceptiveField(Experiment):
     contrast: float = Field(0.3, gt=0, le=1, description="Of noise: standard deviation over the screen's amplitude.")
     n_filters: PositiveInt = Field(2, description="Dimensions of the subspace; 2 are what a complex cell needs.")
     cutoff: NonNegative = Field(
-        0.22, description="Filters are low-passed by exp(−(f/cutoff)⁴), f in cycles per pixel; 0: they are not."
+        0.25, description="Filters are low-passed by exp(−(f/cutoff)⁴), f in cycles per pixel; 0: they are not."
     )
     recorded: bool = Field(True, description="Also average the recording itself, where it is at hand.")
     seed: int = Field(0, description="Of the movies.")

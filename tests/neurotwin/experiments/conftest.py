@@ -88,7 +88,8 @@ def gated(tmp_path_factory):
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("gated")
     path = session.save(folder / "ada_1.safetensors")
-    signals = {name: {"source": name, "ops": [{"mul": 1.0}], "expose_as": "behavior"} for name in ("pupil", "noise")}
+    ops = {"ops": [{"mul": {"factor": 1.0}}], "expose_as": "behavior", "concatenate": True}
+    signals = {name: {"source": name, **ops} for name in ("pupil", "noise")}
     stim = {"stim": {"source": "stim", "ops": [{"pixelnorm": {}}]}}
     data = DatasetConfig(session="ada_1", path=str(path), keys_lags={"stim": [0, 1]}, transforms=stim | signals)
     (prepared,) = prepare([data])
@@ -96,7 +97,9 @@ def gated(tmp_path_factory):
         convnet={"type": "vanilla", "params": {
             "channels": [1], "block_configs": [{"conv_params": {"kernel_size": [2, 4, 4]}, "act_type": "none"}],
         }},
-        modulator={"type": "concat", "params": {"encoder_params": {"dims": [2], "activation": "none"}}},
+        modulator={"type": "concat", "params": {"encoder_params": {
+            "dims": [2], "activation": "none", "residual": False, "use_layer_norm": False,
+        }}},
         readout={"type": "linear"}, output_activation="exp",
     )  # fmt: skip
     twin = TwinModel(config, [prepared.spec]).eval()

@@ -133,7 +133,7 @@ def test_behaviour_is_held_where_it_is_asked_for(gated):
     def rate(**more):
         presenter = Presenter(gated.twin, **more)
         (group,) = presenter.groups
-        return float(presenter.rates(group, torch.full((1, 2, 1, 4, 4), 127.0))[0][0, -1, 0])
+        return presenter.rates(group, torch.full((1, 2, 1, 4, 4), 127.0))[0][0, -1, 0].item()
 
     names = list(gated.prepared.spec.behavior_names)
     values = [0.0, 0.0]

@@ -46,13 +46,15 @@ def test_low_passed_filters_still_overlap(energy):
 
 
 def test_noise_gives_the_filter_of_linear_units(linear):
-    result = ReceptiveField(method="noise", n_frames=40_000, contrast=0.3).run(linear.twin)
+    result = ReceptiveField(method="noise", n_frames=60_000, contrast=0.3).run(linear.twin)
     found = result.arrays["filters.linear"][:, :, :, 0]
     overlaps = [overlap(a, b[:1]) for a, b in zip(found, linear.filters, strict=True)]
     assert np.median(overlaps) > 0.95
-    # A white-noise average estimates the mean gradient: here half the filter, in units of 1/127.
-    scale = [(a * b[0]).sum() for a, b in zip(result.arrays["linear.linear"][:, :, 0], linear.filters, strict=True)]
-    np.testing.assert_allclose(scale, 0.5 / 127, rtol=0.15)
+    # A white-noise average estimates the mean gradient, which is half the filter, in units of pixels; the cut-off
+    # takes some of it.
+    squares = (linear.filters[:, 0] ** 2).sum((1, 2, 3))
+    scale = (result.arrays["linear.linear"][:, :, 0] * linear.filters[:, 0]).sum((1, 2, 3)) / squares * 127
+    assert ((scale > 0.35) & (scale < 0.52)).all()
 
 
 def test_recorded_and_predicted_averages_of_a_perfect_twin_agree(gated):
