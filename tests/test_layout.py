@@ -29,11 +29,11 @@ LAYERS = (
     ("neurotwin.data",),
     ("neurotwin.models",),
     ("neurotwin.metrics",),
-    ("neurotwin.analysis",),
+    ("neurotwin.analysis", "neurotwin.experiments"),
     ("neurotwin", "neurotwin.cli", "training"),
 )
 """Imports run from a later line to an earlier one, never back."""
-OPTIONAL = {"pynwb", "h5py", "hdmf", "wandb", "optuna"}
+OPTIONAL = {"pynwb", "h5py", "hdmf", "wandb", "optuna", "pandas", "xarray"}
 """Extras: imported where they are used, since they may be absent."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
