@@ -9,6 +9,20 @@ from typing import Any
 import numpy as np
 
 from ..tensorfile import TensorFileError, blocks, load_arrays, save_arrays
+from .fields import (
+    SessionError,
+    as_array,
+    as_booleans,
+    as_float32,
+    as_ids,
+    as_mapping,
+    as_names,
+    as_text,
+    naming,
+    number_trials,
+    shortened,
+    whole_numbers,
+)
 from .streamed import Streamed
 
 __all__ = ["SPLITS", "Session", "SessionError", "frame_shape", "whole_numbers"]
@@ -16,11 +30,8 @@ __all__ = ["SPLITS", "Session", "SessionError", "frame_shape", "whole_numbers"]
 SPLITS = ("train", "val", "test")
 _FORMAT = "neurotwin-session-2"
 _LARGEST = 1e7  # of a response: no unit spikes so often in a bin, and float32 sums lose their digits
+_LARGEST_RATE = 1e9  # Hz; nothing is binned so finely
 _PER_BIN = ("exposure", "true_rate", "missing_pct")
-
-
-class SessionError(ValueError):
-    """A session is not usable as it stands; the message names it and the cure."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -133,26 +144,47 @@ class Session:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        n_bins = len(self.stimulus)
-        if self.unit_ids is None and np.ndim(self.responses) == 2:
-            self.unit_ids = np.arange(np.shape(self.responses)[1])
-        with self._naming():
-            self.unit_ids = _ids(self.unit_ids, "unit_ids")
-            trial = np.zeros(n_bins, np.int64) if self.trial is None else _ids(self.trial, "trial")
-            self.trial = trial if trial.dtype == np.int64 else _numbered(trial)
-            repeats = np.full(n_bins, -1) if self.repeat_id is None else self.repeat_id
-            self.repeat_id = whole_numbers(repeats, "repeat_id")
-            self.valid = np.ones(n_bins, bool) if self.valid is None else _booleans(self.valid, "valid")
-        if isinstance(self.stimulus_type, str):
-            self.stimulus_type = np.full(n_bins, self.stimulus_type)
-        self.stimulus_type = np.asarray(self.stimulus_type).astype(str)
-        if self.split is not None:
-            self.split = np.asarray(self.split).astype(str)
-        self.unit_labels = {key: np.asarray(values).astype(str) for key, values in self.unit_labels.items()}
-        self.notes = tuple(map(str, self.notes))
-        self.scenes, self.scene_offset = tuple(self.scenes), tuple(map(float, self.scene_offset))
-        self.subject = self.subject or self.name.split("_")[0]
+        with naming(self.name):
+            self._take()
         self.check()
+
+    def _take(self) -> None:
+        """Bring what was given into the types in which it is kept."""
+        self.name, self.subject = as_text(self.name, "name"), as_text(self.subject, "subject")
+        self.subject = self.subject or self.name.split("_")[0]
+        self.stimulus = as_array(self.stimulus, "stimulus", axes=range(1, 65))
+        self.responses = as_array(self.responses, "responses", axes=range(1, 65))
+        self._require(np.ndim(self.responses) == 2, f"responses have shape {np.shape(self.responses)}; give (T, U)")
+        n_bins, n_units = len(self.stimulus), self.responses.shape[1]
+        self.unit_ids = as_ids(np.arange(n_units) if self.unit_ids is None else self.unit_ids, "unit_ids")
+        trial = np.zeros(n_bins, np.int64) if self.trial is None else as_ids(self.trial, "trial")
+        self.trial = trial if trial.dtype == np.int64 else number_trials(trial)
+        self.repeat_id = whole_numbers(np.full(n_bins, -1) if self.repeat_id is None else self.repeat_id, "repeat_id")
+        self.valid = np.ones(n_bins, bool) if self.valid is None else as_booleans(self.valid, "valid")
+        self.stimulus_type = as_names(self.stimulus_type, "stimulus_type", n_bins)
+        axes = {"exposure": (1,), "true_rate": range(1, 65), "missing_pct": range(1, 65), "unit_positions": (2,)}
+        for key in axes:
+            if getattr(self, key) is not None:
+                setattr(self, key, as_float32(getattr(self, key), key, axes=axes[key]))
+        if self.time is not None:
+            self.time = np.asarray(as_array(self.time, "time", axes=(1,)))
+        if self.split is not None:
+            self.split = as_names(self.split, "split", n_bins)
+        behavior = as_mapping(self.behavior, "behavior")
+        self.behavior = {key: as_float32(value, f"behavior[{key!r}]", axes=(1, 2)) for key, value in behavior.items()}
+        labels = as_mapping(self.unit_labels, "unit_labels")
+        self.unit_labels = {key: as_names(value, f"unit_labels[{key!r}]", n_units) for key, value in labels.items()}
+        self.info = {key: str(value) for key, value in as_mapping(self.info, "info").items()}
+        notes = [self.notes] if isinstance(self.notes, str) else self.notes
+        if not isinstance(notes, list | tuple):
+            raise SessionError(f"notes are {shortened(self.notes)}; give a list of texts")
+        self.notes = tuple(map(str, notes))
+        if not isinstance(self.scenes, list | tuple) and np.ndim(self.scenes) != 3:
+            raise SessionError(f"scenes are {shortened(self.scenes)}; give a list of them")
+        self.scenes = tuple(self.scenes)
+        self.scene = None if self.scene is None else whole_numbers(self.scene, "scene")
+        offset = as_array(self.scene_offset, "scene_offset", axes=(1,))
+        self.scene_offset = tuple(map(float, offset))
 
     def __repr__(self) -> str:
         types = ", ".join(np.unique(self.stimulus_type).tolist())
@@ -275,8 +307,8 @@ class Session:
     def _check_shapes(self) -> None:
         require, shape = self._require, self.stimulus.shape
         require(
-            bool(re.fullmatch(r"[^/\\\0.][^/\\\0]*", self.name)),
-            "a name must not be empty, begin with a dot, or hold a slash; it is also the name of a file",
+            bool(re.fullmatch(r"[^/\\\0.][^/\\\0]*", self.name)) and self.name.isprintable(),
+            "a name must not be empty, begin with a dot, or hold a slash or a break; it is also the name of a file",
         )
         require(
             self.stimulus.dtype in (np.uint8, np.float16, np.float32),
@@ -288,14 +320,15 @@ class Session:
             f"stimulus has shape {shape}, its channels last; give (T, C, H, W): np.moveaxis(stimulus, -1, 1)",
         )
         require(min(shape) > 0, f"stimulus has shape {shape}: nothing is shown")
-        require(np.ndim(self.responses) == 2, f"responses have shape {np.shape(self.responses)}; give (T, U)")
         require(np.dtype(self.responses.dtype).kind in "iufb", f"responses are {self.responses.dtype}; give numbers")
         for key in ("bin_rate", "pixels_per_degree"):
             value = getattr(self, key)
-            positive = isinstance(value, int | float | np.number) and bool(np.isfinite(value)) and value > 0
+            positive = isinstance(value, int | float | np.integer | np.floating) and 0 < value < _LARGEST_RATE
+            positive = positive and not isinstance(value, bool)
             what = "bins a second, in Hz" if key == "bin_rate" else "or None"
             require(
-                positive or (value is None and key != "bin_rate"), f"{key} is {value}; give a positive number, {what}"
+                positive or (value is None and key != "bin_rate"),
+                f"{key} is {shortened(value)}; give a positive number, {what}",
             )
         per_bin = {
             "responses": self.responses, "trial": self.trial, "valid": self.valid, "repeat_id": self.repeat_id,
@@ -372,9 +405,6 @@ class Session:
         if not condition:
             raise SessionError(f"session {self.name!r}: {message}")
 
-    def _naming(self) -> "_Naming":
-        return _Naming(f"session {self.name!r}: ")
-
 
 def frame_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """C, H and W of a bin of shape (), (F,), (H, W) or (C, H, W): bars are rows of one column.
@@ -386,47 +416,6 @@ def frame_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """
     channels, size = (shape[0], tuple(shape[1:])) if len(shape) == 3 else (1, tuple(shape))
     return (channels, *size, *(1,) * (2 - len(size)))
-
-
-def whole_numbers(values: Any, what: str) -> np.ndarray:
-    """Values as int64, unchanged.
-
-    Raises
-    ------
-    SessionError
-        If one is not a whole number that int64 can hold.
-    """
-    array = np.asarray(values)
-    if array.dtype.kind == "b" or array.dtype.kind not in "iuf":
-        raise SessionError(f"{what} are {array.dtype}; give whole numbers")
-    if array.dtype.kind == "f":
-        wrong = array[~((array == np.floor(array)) & (np.abs(array) < 2**63))]
-    else:
-        wrong = array[array > np.iinfo(np.int64).max] if array.dtype == np.uint64 else array[:0]
-    if wrong.size:
-        raise SessionError(f"{what} hold {wrong.flat[0]!s}, which is not a whole number of 64 bits")
-    return array.astype(np.int64)
-
-
-def _ids(values: Any, what: str) -> np.ndarray:
-    """Whole numbers as int64, or text as it is."""
-    array = np.asarray(values)
-    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat):
-        array = array.astype(str)
-    return array if array.dtype.kind == "U" else whole_numbers(array, what)
-
-
-def _numbered(names: np.ndarray) -> np.ndarray:
-    """The number of each name, counted from 0 in the order of appearance."""
-    _, first, codes = np.unique(names, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[codes].astype(np.int64)
-
-
-def _booleans(values: Any, what: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise SessionError(f"{what} holds {array[~np.isin(array, (0, 1))].flat[0]!s}; give true or false")
-    return array.astype(bool)
 
 
 def _as_float32(values: Any) -> Any:
@@ -449,17 +438,3 @@ def _same(a: Any, b: Any) -> bool:
 
 def _parts(array: Any) -> Iterator[np.ndarray]:
     yield from blocks(array)
-
-
-class _Naming:
-    """Say of which session an error is."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, SessionError) and not str(error).startswith("session "):
-            raise SessionError(f"{self.prefix}{error}") from None
