@@ -199,7 +199,7 @@ def test_trap_17_a_proximal_step_is_taken_once_an_optimizer_step(tmp_path, monke
     prox = {"name": "prox", "type": "proximal_l1", "lambda": 1e-3, "apply_to": ["convnet/conv.weight", "features"]}
     data = data_of(configure(tmp_path), steps_per_epoch=6, accumulate=2)
     trainer = fit(model_of(data, MODEL | {"regularization": [prox]}), data, accumulate_grad_batches=2)
-    assert len(trainer.optimizers[0].param_groups) == 4
+    assert len(trainer.optimizers[0].param_groups) == 5, "core and session, with and without decay, and positions"
     assert trainer.global_step == 3 and len(calls) == 3 * 2
 
 
