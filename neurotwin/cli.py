@@ -5,9 +5,9 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,6 +28,8 @@ from .data.formats import Format, find_format, nwb, read_session
 from .data.prepare import prepare
 from .data.session import SPLITS, Session, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
+from .experiments import ExperimentError
+from .experiments.command import add_experiment_arguments, run_experiment
 from .files import write_text
 from .metrics.table import EvaluationError
 from .models import TwinModel, check_run, load_twin
@@ -35,11 +37,12 @@ from .tensorfile import TensorFileError
 
 __all__ = ["USER_ERRORS", "main"]
 
-USER_ERRORS = (ConfigError, SessionError, TensorFileError, CheckpointError, EvaluationError, OSError)
+USER_ERRORS = (ConfigError, SessionError, TensorFileError, CheckpointError, EvaluationError, ExperimentError, OSError)
 """What a user can cause and cure: the message says how, so no traceback is shown."""
 
 logger = logging.getLogger(__name__)
 
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _ROLE = re.compile(r":[a-z]+:`~?(?:[a-z_]+[.])*")  # what docstrings put before the name of a class
 
 
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except USER_ERRORS as error:
-        print(f"neurotwin: {error}", file=sys.stderr)
+        print(f"neurotwin: {'; '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -185,6 +188,12 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def experiment(arguments: argparse.Namespace) -> int:
+    """Put a question to a trained model: receptive fields, gratings, exciting stimuli, what behaviour adds."""
+    print(run_experiment(arguments))
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     """Show the results of runs beside one another."""
     compare = arguments.compare is not None
@@ -266,8 +275,38 @@ def _reader_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others of the command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"neurotwin: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def _number(kind: type, least: float, most: float) -> Callable[[str], float]:
+    """A `type` for arguments: a number within bounds."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text[:20]}: must be from {least:g} to {most:g}")
+        return value
+
+    parse.__name__ = "number" if kind is float else "whole number"
+    return parse
+
+
+def _device(text: str) -> str:
+    """A `type` for arguments: what this machine can compute on."""
+    kind, _, index = text.partition(":")
+    devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in devices or (index and not index.isdecimal()) or int(index or 0) >= devices[kind]:
+        there = [name for name, number in devices.items() if number]
+        raise argparse.ArgumentTypeError(f"{text[:20]}: this machine has {', '.join(there)}")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="neurotwin", description="Digital twins of visual neurons.")
+    parser = _OneLineParser(prog="neurotwin", description="Digital twins of visual neurons.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function) -> argparse.ArgumentParser:
@@ -278,12 +317,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("simulate", simulate)
     sub.add_argument("folder", nargs="?", default="data/demo", help="where sessions are written (%(default)s)")
     sub.add_argument("--sessions", nargs="+", choices=list(DEMO_SESSIONS), help="default: all")
-    sub.add_argument("--seed", type=int, default=0, help="of units, gaze and spikes (%(default)s)")
+    sub.add_argument(
+        "--seed", type=_number(int, 0, 2**63 - 1), default=0, help="of units, gaze and spikes (%(default)s)"
+    )
 
     sub = command("convert", convert)
     sub.add_argument("sources", nargs="+", metavar="SOURCE", help="files, folders, or patterns such as 'raw/*'")
     sub.add_argument("target", help="folder for NAME.safetensors; for one source also a file (.safetensors)")
-    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="sources converted at once (%(default)s)")
+    sub.add_argument(
+        "--jobs", type=_number(int, 1, 4096), default=1, metavar="N", help="sources converted at once (%(default)s)"
+    )
     sub.add_argument("--force", action="store_true", help="convert all again, and replace files of other origin")
     _add_reader_flags(sub)
 
@@ -296,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model_config", help="YAML of the model")
     sub.add_argument("--dataset_configs_path", help="parent YAML, or folder of session YAMLs")
     sub.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
-    sub.add_argument("--max_datasets", type=int, help="use at most the first N sessions")
+    sub.add_argument("--max_datasets", type=_number(int, 1, 10**6), help="use at most the first N sessions")
 
     sub = command("audit", audit_sessions)
     sub.add_argument("dataset_configs", help="parent YAML, or folder of session YAMLs")
@@ -310,7 +353,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--sessions", nargs="+", metavar="NAME", help="default: all that the model knows")
     sub.add_argument("--data_dir", help="folder of session data, if it has moved since training")
     sub.add_argument("--output", help="table (.csv); default: beside the checkpoint, CHECKPOINT.SPLIT.csv")
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    sub.add_argument("--device", type=_device, default=_DEVICE, help="(%(default)s)")
+
+    add_experiment_arguments(command("experiment", experiment))
 
     sub = command("report", report)
     sub.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
@@ -321,16 +366,20 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", nargs="?", const="", metavar="RUN",
         help="mark the units that changed since this run, or since the first of two that are given",
     )  # fmt: skip
-    sub.add_argument("--tolerance", type=float, default=0.01, help="what is no change of a unit (%(default)s)")
+    sub.add_argument(
+        "--tolerance", type=_number(float, 0, 1e9), default=0.01, help="what is no change of a unit (%(default)s)"
+    )
     sub.add_argument("--no_data", action="store_true", help="page: use neither checkpoints nor recordings")
     sub.add_argument("--data_dir", help="page: folder of session data, if it has moved since training")
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="page: (%(default)s)")
+    sub.add_argument("--device", type=_device, default=_DEVICE, help="page: (%(default)s)")
 
     sub = command("compare", compare_runs)
     sub.add_argument("run_a", help="folder of a run, or a table of units (.csv)")
     sub.add_argument("run_b", help="the other")
-    sub.add_argument("--tolerance", type=float, default=1e-6, help="relative to figures above 1 (%(default)s)")
-    sub.add_argument("--worst", type=int, default=10, help="differences to list (%(default)s)")
+    sub.add_argument(
+        "--tolerance", type=_number(float, 0, 1e9), default=1e-6, help="relative to figures above 1 (%(default)s)"
+    )
+    sub.add_argument("--worst", type=_number(int, 0, 10**6), default=10, help="differences to list (%(default)s)")
 
     sub = command("schema", schema)
     sub.add_argument("folder", nargs="?", default="schemas", help="where they are written (%(default)s)")

@@ -146,7 +146,7 @@ def test_trap_11_a_process_without_validation_waits_for_nobody(tmp_path):
     for n_processes in (1, 2):
         data = data_of(configure(tmp_path), batch_size=16 // n_processes, steps_per_epoch=2)
         strategy = "auto" if n_processes == 1 else GradientSumStrategy(start_method="spawn")
-        config = {"readout": {"type": "linear"}}
+        config = {"readout": {"type": "pixels"}}
         trainer = fit(model_of(data, config), data, devices=n_processes, strategy=strategy, precision="64-true")
         figures.append([trainer.callback_metrics[name].item() for name in ("val_loss", "val_bps")])
     assert figures[1] == pytest.approx(figures[0], rel=1e-9)
@@ -206,7 +206,7 @@ def test_trap_17_a_proximal_step_is_taken_once_an_optimizer_step(tmp_path, monke
 def test_trap_18_half_precision_goes_through_the_gradient_scaler(tmp_path):
     """The loss scale is undone before the step, and a step whose gradients overflow is left out."""
     record(tmp_path)
-    config = {"readout": {"type": "linear"}}
+    config = {"readout": {"type": "pixels"}}
     ends = []
     for scale in (None, 2.0**10, float("inf")):
         data = data_of(configure(tmp_path))

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from neurotwin.analysis.evaluate import evaluate
 from neurotwin.analysis.report import load_run, report_rows, text_table
 from neurotwin.checkpoint_file import find_checkpoint, read_checkpoint
 from neurotwin.config import ModelConfig, load_dataset_configs, load_model_config, noticing
-from neurotwin.data.session import SPLITS
+from neurotwin.data.clips import has_part
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.files import write_json, write_text
 from neurotwin.models import check_run, load_twin
@@ -126,9 +127,26 @@ def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> Multi
         progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
     )  # fmt: skip
     data.setup()
+    check_validation(arguments, data)
     if arguments.log_dataset_idx >= len(data.sessions):
         raise ValueError(f"--log_dataset_idx {arguments.log_dataset_idx}: there are {len(data.sessions)} sessions")
     return data
+
+
+def check_validation(arguments: argparse.Namespace, data: MultiDatasetDM) -> None:
+    """Refuse what waits for a validation where no session has a part to validate on; else say that there is none."""
+    if any(has_part(prepared, "val") for prepared in data.sessions):
+        return
+    watching = {
+        "--early_stopping_patience": arguments.early_stopping_patience is not None,
+        "--lr_scheduler plateau": arguments.lr_scheduler == "plateau",
+    }
+    if flags_given := [name for name, given in watching.items() if given]:
+        raise ValueError(
+            f"{flags_given[0]} follows the validation, and no session has a validation part; leave it out, or label "
+            "bins or trials for validation"
+        )
+    logger.info("no session has a validation part: training ends after --max_epochs, and last.ckpt is the result")
 
 
 def make_model(
@@ -154,6 +172,7 @@ def make_record(
         "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
         "global_batch_size": step.bins, "step": asdict(step), "environment": describe_environment(),
         "sessions": {prepared.name: prepared.key for prepared in data.sessions}, "wall_s": 0.0,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
@@ -224,7 +243,7 @@ def run_folder(
         check_same_run(checkpoint, content, model.twin.describe(), old, record)
         if epochs_trained(content) > arguments.max_epochs:
             raise ValueError(f"{checkpoint}: has trained {epochs_trained(content)} epochs, --max_epochs is less")
-        record["wall_s"] = old["wall_s"]
+        record |= {"wall_s": old["wall_s"], "began": old.get("began", record["began"])}
         logger.info("going on from %s", checkpoint)
     elif arguments.resume:
         logger.info("no checkpoint in %s; starting anew", folder or arguments.checkpoint_dir)
@@ -247,8 +266,8 @@ def write_record(folder: Path, record: dict[str, Any], model: MultiDatasetModel,
 def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict[str, Any]) -> None:
     """Evaluate the best checkpoint on the validation split, write and show the table; without one, only the record."""
     write_json(folder / "run.json", record | {"epochs": trainer.current_epoch, "steps": trainer.global_step})
-    if not any((prepared.split == SPLITS.index("val")).any() for prepared in data.sessions):
-        logger.info("%s: trained; no session has a validation part to evaluate", folder)
+    if not any(has_part(prepared, "val") for prepared in data.sessions):
+        logger.info("%s: trained, checkpoints/last.ckpt is kept; no session has a validation part to evaluate", folder)
         return
     best = folder / "checkpoints" / "best.ckpt"
     twin = load_twin(best if best.exists() else folder / "checkpoints" / "last.ckpt")

@@ -214,11 +214,11 @@ def _read_table(folder: Path, notes: list[str]) -> Table | None:
 def _read_curves(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]} if rows else {}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error, OSError) as error:
         raise EvaluationError(f"{path}: not a table of numbers ({error})") from None
 
 

@@ -18,7 +18,7 @@ from .pipelines import runs_of
 from .prepare import Prepared
 from .session import SPLITS, frame_shape
 
-__all__ = ["ClipTable", "as_frames", "clip_table", "gather", "show", "stream", "stream_runs", "usable_runs"]
+__all__ = ["ClipTable", "as_frames", "clip_table", "gather", "has_part", "show", "stream", "stream_runs", "usable_runs"]
 
 
 def gather(
@@ -95,6 +95,12 @@ def usable_runs(prepared: Prepared, split: str | None, *, least: int = 0) -> np.
         usable &= prepared.split == SPLITS.index(split)
     runs = runs_of(prepared.run_start, usable)
     return runs[usable[runs[:, 0]]]
+
+
+def has_part(prepared: Prepared, split: str) -> bool:
+    """Whether some bin of a split can be predicted and has a valid response to compare with."""
+    runs = usable_runs(prepared, split)
+    return bool((_sum_between(prepared.n_valid, runs[:, 0], runs[:, 1]) > 0).any())
 
 
 @dataclass(frozen=True)

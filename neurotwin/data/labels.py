@@ -41,7 +41,8 @@ class Coded(NamedTuple):
 class BinLabels:
     """An attribute of a session that is a name for every bin, (T,), and is kept as :class:`Coded`.
 
-    One name stands for all bins; None stays None. It is read as an array of names, which is made anew each time.
+    It is read as an array of names, which is made anew each time. Anything that is no array of text with one axis is
+    kept as it is, until the session has checked what it was given.
 
     Parameters
     ----------
@@ -59,11 +60,8 @@ class BinLabels:
         if session is None:
             return self.default
         kept = vars(session)[self.place]
-        return None if kept is None else kept.labels()
+        return kept.labels() if isinstance(kept, Coded) else kept
 
     def __set__(self, session: Any, value: Any) -> None:
-        if isinstance(value, str):
-            kept = Coded(np.asarray([value], str), np.zeros(len(session.stimulus), np.int32))
-        else:
-            kept = None if value is None else Coded.of(value)
-        vars(session)[self.place] = kept
+        is_text = isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.ndim == 1
+        vars(session)[self.place] = Coded.of(value) if is_text else value

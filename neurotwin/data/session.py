@@ -1,7 +1,7 @@
 """One recording session: what was shown, what the units did, how the animal behaved."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,29 @@ from typing import Any
 import numpy as np
 
 from ..tensorfile import TensorFileError, blocks, load_arrays, save_arrays
+from .fields import (
+    SessionError,
+    as_array,
+    as_booleans,
+    as_float32,
+    as_ids,
+    as_mapping,
+    as_names,
+    as_text,
+    naming,
+    number_trials,
+    shortened,
+    whole_numbers,
+)
 from .labels import BinLabels, Coded
-from .streamed import Streamed
 
 __all__ = ["SPLITS", "Session", "SessionError", "frame_shape", "whole_numbers"]
 
 SPLITS = ("train", "val", "test")
 _FORMAT = "neurotwin-session-2"
 _LARGEST = 1e7  # of a response: no unit spikes so often in a bin, and float32 sums lose their digits
+_LARGEST_RATE = 1e9  # Hz; nothing is binned so finely
 _PER_BIN = ("exposure", "true_rate", "missing_pct")
-
-
-class SessionError(ValueError):
-    """A session is not usable as it stands; the message names it and the cure."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -134,21 +144,47 @@ class Session:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        n_bins = len(self.stimulus)
-        if self.unit_ids is None and np.ndim(self.responses) == 2:
-            self.unit_ids = np.arange(np.shape(self.responses)[1])
-        with self._naming():
-            self.unit_ids = _ids(self.unit_ids, "unit_ids")
-            trial = np.zeros(n_bins, np.int64) if self.trial is None else _ids(self.trial, "trial")
-            self.trial = trial if trial.dtype == np.int64 else _numbered(trial)
-            repeats = np.full(n_bins, -1) if self.repeat_id is None else self.repeat_id
-            self.repeat_id = whole_numbers(repeats, "repeat_id")
-            self.valid = np.ones(n_bins, bool) if self.valid is None else _booleans(self.valid, "valid")
-        self.unit_labels = {key: np.asarray(values).astype(str) for key, values in self.unit_labels.items()}
-        self.notes = tuple(map(str, self.notes))
-        self.scenes, self.scene_offset = tuple(self.scenes), tuple(map(float, self.scene_offset))
-        self.subject = self.subject or self.name.split("_")[0]
+        with naming(self.name):
+            self._take()
         self.check()
+
+    def _take(self) -> None:
+        """Bring what was given into the types in which it is kept."""
+        self.name, self.subject = as_text(self.name, "name"), as_text(self.subject, "subject")
+        self.subject = self.subject or self.name.split("_")[0]
+        self.stimulus = as_array(self.stimulus, "stimulus", axes=range(1, 65))
+        self.responses = as_array(self.responses, "responses", axes=range(1, 65))
+        self._require(np.ndim(self.responses) == 2, f"responses have shape {np.shape(self.responses)}; give (T, U)")
+        n_bins, n_units = len(self.stimulus), self.responses.shape[1]
+        self.unit_ids = as_ids(np.arange(n_units) if self.unit_ids is None else self.unit_ids, "unit_ids")
+        trial = np.zeros(n_bins, np.int64) if self.trial is None else as_ids(self.trial, "trial")
+        self.trial = trial if trial.dtype == np.int64 else number_trials(trial)
+        self.repeat_id = whole_numbers(np.full(n_bins, -1) if self.repeat_id is None else self.repeat_id, "repeat_id")
+        self.valid = np.ones(n_bins, bool) if self.valid is None else as_booleans(self.valid, "valid")
+        self.stimulus_type = as_names(self.stimulus_type, "stimulus_type", n_bins)
+        axes = {"exposure": (1,), "true_rate": range(1, 65), "missing_pct": range(1, 65), "unit_positions": (2,)}
+        for key in axes:
+            if getattr(self, key) is not None:
+                setattr(self, key, as_float32(getattr(self, key), key, axes=axes[key]))
+        if self.time is not None:
+            self.time = np.asarray(as_array(self.time, "time", axes=(1,)))
+        if self.split is not None:
+            self.split = as_names(self.split, "split", n_bins)
+        behavior = as_mapping(self.behavior, "behavior")
+        self.behavior = {key: as_float32(value, f"behavior[{key!r}]", axes=(1, 2)) for key, value in behavior.items()}
+        labels = as_mapping(self.unit_labels, "unit_labels")
+        self.unit_labels = {key: as_names(value, f"unit_labels[{key!r}]", n_units) for key, value in labels.items()}
+        self.info = {key: str(value) for key, value in as_mapping(self.info, "info").items()}
+        notes = [self.notes] if isinstance(self.notes, str) else self.notes
+        if not isinstance(notes, list | tuple):
+            raise SessionError(f"notes are {shortened(self.notes)}; give a list of texts")
+        self.notes = tuple(map(str, notes))
+        if not isinstance(self.scenes, list | tuple) and np.ndim(self.scenes) != 3:
+            raise SessionError(f"scenes are {shortened(self.scenes)}; give a list of them")
+        self.scenes = tuple(self.scenes)
+        self.scene = None if self.scene is None else whole_numbers(self.scene, "scene")
+        offset = as_array(self.scene_offset, "scene_offset", axes=(1,))
+        self.scene_offset = tuple(map(float, offset))
 
     def __repr__(self) -> str:
         types = ", ".join(self.types)
@@ -180,12 +216,12 @@ class Session:
     @property
     def types(self) -> tuple[str, ...]:
         """Names of the stimulus types, sorted."""
-        return tuple(vars(self)["_stimulus_type"].names.tolist())
+        return tuple(self._coded("stimulus_type").names.tolist())
 
     @property
     def type_codes(self) -> np.ndarray:
         """Index of each bin's stimulus type among :attr:`types`, (T,) int32; smaller than `stimulus_type`."""
-        return vars(self)["_stimulus_type"].codes
+        return self._coded("stimulus_type").codes
 
     @property
     def duration(self) -> float:
@@ -251,7 +287,9 @@ class Session:
             "repeat_id": self.repeat_id, "stimulus_type": self.type_codes,
             "unit_ids": np.arange(self.n_units) if text_ids else self.unit_ids,
         }  # fmt: skip
-        arrays |= {key: _as_float32(getattr(self, key)) for key in _PER_BIN if getattr(self, key) is not None}
+        arrays |= {
+            key: getattr(self, key).astype(np.float32, copy=False) for key in _PER_BIN if getattr(self, key) is not None
+        }
         if self.unit_positions is not None:
             arrays["unit_positions"] = np.asarray(self.unit_positions, np.float32)
         arrays |= {f"scenes.{index}": np.asarray(picture) for index, picture in enumerate(self.scenes)}
@@ -259,10 +297,10 @@ class Session:
             arrays["scene"] = np.asarray(self.scene, np.int32)
         if self.time is not None:
             arrays["time"] = np.asarray(self.time, np.float64)
-        if (split := vars(self)["_split"]) is not None:
+        if (split := self._coded("split")) is not None:
             order = [("", *SPLITS).index(name) for name in split.names.tolist()]
             arrays["split"] = np.asarray(order, np.uint8)[split.codes]
-        arrays |= {f"behavior.{key}": _as_float32(value) for key, value in self.behavior.items()}
+        arrays |= {f"behavior.{key}": value.astype(np.float32, copy=False) for key, value in self.behavior.items()}
         save_arrays(path, arrays, {
             "format": _FORMAT, "name": self.name, "subject": self.subject, "info": dict(self.info),
             "bin_rate": float(self.bin_rate), "stimulus_types": list(self.types), "notes": list(self.notes),
@@ -272,6 +310,13 @@ class Session:
         })  # fmt: skip
         return Path(path)
 
+    def _coded(self, key: str) -> Coded | None:
+        """What is kept of names of bins, None where there are none; also of names that were set later."""
+        if not isinstance(vars(self)[f"_{key}"], Coded | None):
+            with naming(self.name):
+                setattr(self, key, as_names(getattr(self, key), key, self.n_bins))
+        return vars(self)[f"_{key}"]
+
     def check(self) -> None:
         """Check that all arrays agree; see the class for what each must be."""
         self._check_shapes()
@@ -280,8 +325,8 @@ class Session:
     def _check_shapes(self) -> None:
         require, shape = self._require, self.stimulus.shape
         require(
-            bool(re.fullmatch(r"[^/\\\0.][^/\\\0]*", self.name)),
-            "a name must not be empty, begin with a dot, or hold a slash; it is also the name of a file",
+            bool(re.fullmatch(r"[^/\\\0.][^/\\\0]*", self.name)) and self.name.isprintable(),
+            "a name must not be empty, begin with a dot, or hold a slash or a break; it is also the name of a file",
         )
         require(
             self.stimulus.dtype in (np.uint8, np.float16, np.float32),
@@ -293,19 +338,20 @@ class Session:
             f"stimulus has shape {shape}, its channels last; give (T, C, H, W): np.moveaxis(stimulus, -1, 1)",
         )
         require(min(shape) > 0, f"stimulus has shape {shape}: nothing is shown")
-        require(np.ndim(self.responses) == 2, f"responses have shape {np.shape(self.responses)}; give (T, U)")
         require(np.dtype(self.responses.dtype).kind in "iufb", f"responses are {self.responses.dtype}; give numbers")
         for key in ("bin_rate", "pixels_per_degree"):
             value = getattr(self, key)
-            positive = isinstance(value, int | float | np.number) and bool(np.isfinite(value)) and value > 0
+            positive = isinstance(value, int | float | np.integer | np.floating) and 0 < value < _LARGEST_RATE
+            positive = positive and not isinstance(value, bool)
             what = "bins a second, in Hz" if key == "bin_rate" else "or None"
             require(
-                positive or (value is None and key != "bin_rate"), f"{key} is {value}; give a positive number, {what}"
+                positive or (value is None and key != "bin_rate"),
+                f"{key} is {shortened(value)}; give a positive number, {what}",
             )
         per_bin = {
             "responses": self.responses, "trial": self.trial, "valid": self.valid, "repeat_id": self.repeat_id,
             "stimulus_type": self.type_codes, "scene": self.scene, "time": self.time,
-            "split": None if (split := vars(self)["_split"]) is None else split.codes,
+            "split": None if (split := self._coded("split")) is None else split.codes,
             **{key: getattr(self, key) for key in _PER_BIN},
             **{f"behavior[{key!r}]": value for key, value in self.behavior.items()},
         }  # fmt: skip
@@ -370,16 +416,13 @@ class Session:
                 np.ndim(picture) == 2 and np.asarray(picture).dtype == np.uint8, "scenes are pictures (H, W), uint8"
             )
         require(len(self.scene_offset) == 2, "scene_offset is (right, up) in degrees")
-        if (split := vars(self)["_split"]) is not None:
+        if (split := self._coded("split")) is not None:
             wrong = set(split.names.tolist()) - {"", *SPLITS}
             require(not wrong, f"split holds {sorted(wrong)}; use {SPLITS} or an empty string")
 
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
             raise SessionError(f"session {self.name!r}: {message}")
-
-    def _naming(self) -> "_Naming":
-        return _Naming(f"session {self.name!r}: ")
 
 
 def frame_shape(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -394,53 +437,6 @@ def frame_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return (channels, *size, *(1,) * (2 - len(size)))
 
 
-def whole_numbers(values: Any, what: str) -> np.ndarray:
-    """Values as int64, unchanged.
-
-    Raises
-    ------
-    SessionError
-        If one is not a whole number that int64 can hold.
-    """
-    array = np.asarray(values)
-    if array.dtype.kind == "b" or array.dtype.kind not in "iuf":
-        raise SessionError(f"{what} are {array.dtype}; give whole numbers")
-    if array.dtype.kind == "f":
-        wrong = array[~((array == np.floor(array)) & (np.abs(array) < 2**63))]
-    else:
-        wrong = array[array > np.iinfo(np.int64).max] if array.dtype == np.uint64 else array[:0]
-    if wrong.size:
-        raise SessionError(f"{what} hold {wrong.flat[0]!s}, which is not a whole number of 64 bits")
-    return array.astype(np.int64)
-
-
-def _ids(values: Any, what: str) -> np.ndarray:
-    """Whole numbers as int64, or text as it is."""
-    array = np.asarray(values)
-    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat):
-        array = array.astype(str)
-    return array if array.dtype.kind == "U" else whole_numbers(array, what)
-
-
-def _numbered(names: np.ndarray) -> np.ndarray:
-    """The number of each name, counted from 0 in the order of appearance."""
-    _, first, codes = np.unique(names, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[codes].astype(np.int64)
-
-
-def _booleans(values: Any, what: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise SessionError(f"{what} holds {array[~np.isin(array, (0, 1))].flat[0]!s}; give true or false")
-    return array.astype(bool)
-
-
-def _as_float32(values: Any) -> Any:
-    if isinstance(values, Streamed):
-        return Streamed(values.shape, np.dtype(np.float32), lambda a, b: values.read(a, b).astype(np.float32))
-    return np.asarray(values, np.float32)
-
-
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
@@ -450,22 +446,4 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     if np.shape(a) != np.shape(b):
         return False
-    return all(np.array_equal(x, y) for x, y in zip(_parts(a), _parts(b), strict=True))
-
-
-def _parts(array: Any) -> Iterator[np.ndarray]:
-    yield from blocks(array)
-
-
-class _Naming:
-    """Say of which session an error is."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, SessionError) and not str(error).startswith("session "):
-            raise SessionError(f"{self.prefix}{error}") from None
+    return all(np.array_equal(x, y) for x, y in zip(blocks(a), blocks(b), strict=True))

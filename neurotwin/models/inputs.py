@@ -17,6 +17,7 @@ from ..clip import Clip, Sample
 from ..config import DatasetConfig, nearest
 from ..data.arrange import arrange, modelled_bins
 from ..data.clips import stream_runs, usable_runs
+from ..data.fields import shortened
 from ..data.pipelines import apply_pipelines, behavior_names, pixel_scale
 from ..data.prepare import Prepared, open_session
 from ..data.session import SPLITS, Session, SessionError, frame_shape
@@ -25,13 +26,25 @@ from ..data.transforms import PIXEL_NORM
 from ..tensorfile import blocks
 from .network import Network
 
-__all__ = ["Movie", "Predictable", "RecordedSession", "is_recording", "open_movie", "open_recording"]
+__all__ = ["Movie", "Predictable", "RecordedSession", "check_chunk", "is_recording", "open_movie", "open_recording"]
 
 Predictable = Session | str | os.PathLike[str]
 """A recording, its path, or the name of a session that the model was trained on."""
 
 _WIDE = 50  # a stimulus whose values reach further was not trained on as numbers between 0 and 1
 _NARROW = 0.05  # of the range in training: fractions that reach no further were scaled by somebody
+
+
+def check_chunk(chunk: Any) -> None:
+    """A number of bins to predict at a time.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if not isinstance(chunk, int | np.integer) or isinstance(chunk, bool) or chunk < 1:
+        raise ValueError(f"chunk is {shortened(chunk)}; give the number of bins that are predicted at a time")
 
 
 def is_recording(given: Any) -> bool:
@@ -243,11 +256,14 @@ def open_movie(
     ValueError
         If something is missing or is not like what training saw; the message says what to do.
     """
+    check_chunk(chunk)
     if session is None or bin_rate is None:
         missing = "session" if session is None else "bin_rate"
         raise ValueError(f"arrays do not say what they are: give {missing} as well, or predict a Session")
-    if not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk is {chunk!r}; give the number of frames that are predicted at a time")
+    if not isinstance(bin_rate, int | float | np.integer | np.floating):
+        raise ValueError(f"bin_rate is {shortened(bin_rate)}; give bins a second, Hz")
+    if not isinstance(behavior or {}, Mapping):
+        raise ValueError(f"behavior is {shortened(behavior)}; give signals by name")
     index = network.session_index(session)
     spec = network.sessions[index]
     stimulus = _numbers(stimulus, "the stimulus")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..clip import Clip
 from ..config import ModelConfig, nearest
+from ..data.fields import shortened
 from ..data.spec import SessionSpec
 from ..likelihoods import ResponseStatistics
 from .checks import check_behavior, check_frames, check_lags, check_sessions
@@ -210,10 +211,11 @@ class Network(nn.Module):
             If the model has no such session.
         """
         names = [spec.name for spec in self.sessions]
-        if isinstance(session, int) and -len(names) <= session < len(names):
+        if isinstance(session, int) and not isinstance(session, bool) and -len(names) <= session < len(names):
             return session % len(names)
-        if session not in names:
-            raise ValueError(f"this model has no session {session!r}; {nearest(str(session), names)}")
+        if not isinstance(session, str) or session not in names:
+            hint = nearest(session if isinstance(session, str) else shortened(session), names)
+            raise ValueError(f"this model has no session {shortened(session)}; {hint}")
         return names.index(session)
 
     def _check(self, clip: Clip, length: int, warm_up: int) -> None:

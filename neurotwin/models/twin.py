@@ -12,7 +12,7 @@ from ..checkpoint_file import CheckpointError
 from ..config import ModelConfig
 from ..data.spec import SessionSpec
 from ..tensorfile import save_arrays
-from .inputs import Movie, Predictable, RecordedSession, is_recording, open_movie, open_recording
+from .inputs import Movie, Predictable, RecordedSession, check_chunk, is_recording, open_movie, open_recording
 from .network import Network, Streamer, evaluating
 from .prediction import Drawing, Draws, Prediction
 
@@ -99,7 +99,7 @@ class TwinModel(Network):
             If a recording is missing, broken, or cannot be one of the session's.
         """
         if is_recording(stimulus):
-            recorded = self._open(stimulus, behavior, responses, session, bin_rate, part)
+            recorded = self._open(stimulus, behavior, responses, session, bin_rate, part, chunk)
             shape = recorded.prepared.responses.shape
             rates, streamer = np.full(shape, np.nan, np.float32), Streamer(self)
             with evaluating(self):
@@ -153,7 +153,7 @@ class TwinModel(Network):
         generator = torch.Generator(self.like.device).manual_seed(0) if generator is None else generator
         streamer = Streamer(self)
         if is_recording(stimulus):
-            recorded = self._open(stimulus, behavior, None, session, bin_rate, part)
+            recorded = self._open(stimulus, behavior, None, session, bin_rate, part, chunk)
             drawing = Drawing(self.per_session[recorded.index], n_samples, generator)
             drawn = np.full((n_samples, *recorded.prepared.responses.shape), np.nan, np.float32)
             rates = drawn.copy()
@@ -196,10 +196,11 @@ class TwinModel(Network):
 
     def _open(
         self, given: Predictable, behavior: Any, responses: Any, session: str | int | None, bin_rate: float | None,
-        part: str | None,
+        part: str | None, chunk: int,
     ) -> RecordedSession:  # fmt: skip
         if behavior is not None or responses is not None:
             raise ValueError("a recording brings its own behaviour and responses; give arrays with a movie only")
+        check_chunk(chunk)
         return open_recording(self, given, session=session, bin_rate=bin_rate, part=part)
 
     def _open_movie(

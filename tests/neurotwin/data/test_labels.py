@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurotwin.data.labels import Coded
-from neurotwin.data.session import Session
+from neurotwin.data.session import Session, SessionError
 from neurotwin.data.streamed import Streamed
 
 
@@ -39,7 +39,10 @@ def test_a_session_gives_back_the_names_that_it_was_given(kind):
     assert session.types == ("a", "noise") and session.type_codes.tolist() == [1, 0, 1]
     assert replace(session) == session != replace(session, split=["", "test", "train"])
     session.stimulus_type = "b"
-    assert session.stimulus_type.tolist() == ["b"] * 3 and session.types == ("b",)
+    assert session.types == ("b",) and session.stimulus_type.tolist() == ["b"] * 3
+    session.split = ["test", "oops", ""]
+    with pytest.raises(SessionError, match=r"split holds .*oops"):
+        session.check()
 
 
 def test_what_is_left_out_and_one_name_for_all():

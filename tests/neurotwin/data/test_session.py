@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from neurotwin.data.session import Session, SessionError, Streamed, frame_shape
+from neurotwin.data.session import Session, SessionError, frame_shape
+from neurotwin.data.streamed import Streamed
 from neurotwin.tensorfile import load_arrays, save_arrays
 
 SHAPES = {(): (1, 1, 1), (31,): (1, 31, 1), (5, 6): (1, 5, 6), (3, 5, 6): (3, 5, 6)}
@@ -132,14 +133,14 @@ REFUSED = {
     "NaN in the stimulus": ({"stimulus": with_nan(240, 4, 5)}, "stimulus holds NaN or infinite values"),
     "infinite stimulus": ({"stimulus": np.full((240, 4), np.inf, np.float16)}, "stimulus holds NaN or infinite"),
     "responses of one axis": ({"responses": np.zeros(240), "unit_ids": [1]}, "responses have shape (240,); give (T"),
-    "responses that are no numbers": ({"responses": np.full((240, 4), "a")}, "responses are <U1; give numbers"),
+    "responses that are no numbers": ({"responses": np.full((240, 4), "a")}, "responses is <U1; give numbers"),
     "responses of another length": ({"responses": np.zeros((239, 4))}, "responses has 239 bins where the stimulus has"),
     "NaN in responses": ({"responses": with_nan(240, 4)}, "responses hold NaN; set them to 0 and mask"),
     "huge responses": ({"responses": np.full((240, 4), -2e7)}, "responses reach 2e+07"),
     "a bin rate of 0": ({"bin_rate": 0.0}, "bin_rate is 0.0; give a positive number, bins a second, in Hz"),
     "a bin rate of NaN": ({"bin_rate": float("nan")}, "bin_rate is nan; give a positive number"),
     "an infinite bin rate": ({"bin_rate": float("inf")}, "bin_rate is inf; give a positive number"),
-    "a bin rate of text": ({"bin_rate": "60"}, "bin_rate is 60; give a positive number"),
+    "a bin rate of text": ({"bin_rate": "60"}, "bin_rate is '60'; give a positive number"),
     "no bin rate": ({"bin_rate": None}, "bin_rate is None; give a positive number"),
     "pixels per degree": ({"pixels_per_degree": -1}, "pixels_per_degree is -1; give a positive number, or None"),
     "unit ids repeat": ({"unit_ids": [1, 1, 2, 3]}, "unit_ids repeat; every unit needs its own id"),
@@ -318,7 +319,8 @@ def test_a_streamed_session_is_saved_as_the_arrays_that_it_streams(factory, tmp_
 SAVE = """
 import resource, sys
 import numpy as np
-from neurotwin.data.session import Session, Streamed
+from neurotwin.data.session import Session
+from neurotwin.data.streamed import Streamed
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

@@ -160,7 +160,7 @@ def test_each_operation_is_its_formula_within_trials(shape, rng):
         np.testing.assert_allclose(applied(config_of(op), stim=x), formula(x), rtol=1e-5, atol=1e-4, err_msg=name)
         assert looks_ahead(config_of(op)) == (name == "smooth"), name
     signal = x.reshape(16, -1)
-    unsqueezed = applied(config_of({"unsqueeze": {"dim": 1}}, source="p", expose_as="robs"), p=signal)
+    unsqueezed = applied(config_of({"unsqueeze": {"dim": 1}}, source="robs", expose_as="robs"), robs=signal)
     np.testing.assert_array_equal(unsqueezed, signal[:, None])
     assert applied(config_of({"unsqueeze": {"dim": 1}}), stim=x).shape == x.shape  # whose axes are known anyway
 
