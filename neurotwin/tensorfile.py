@@ -69,6 +69,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[s
                 content = np.ascontiguousarray(part, dtype).reshape(-1).view(np.uint8).data
                 digest.update(content)
                 file.write(content)
+                del part, content  # else this part would be held while the next one is read
             digests[name] = digest.hexdigest()
         file.seek(0)
         file.write(_pack(text, entries, _combined(digests)))

@@ -45,7 +45,7 @@ def no_new_processes(monkeypatch, load) -> None:
         module, _, name = function.rpartition(":")
         return json.loads(json.dumps(getattr(importlib.import_module(module), name)(**arguments)))
 
-    for name in ("start_up", "memory", "processes"):
+    for name in ("start_up", "memory", "processes", "conversion"):
         monkeypatch.setattr(load(name), "in_fresh_process", here)
     monkeypatch.setattr(load("processes"), "fit", lambda *args, processes=1, **options: fit(*args, **options))
 

@@ -67,7 +67,7 @@ def audited(config: DatasetConfig) -> Recording:
     prepared = prepare_session(config)
     session, spec = open_session(config), prepared.spec
     trials, first, code = np.unique(session.trial, return_index=True, return_inverse=True)
-    kinds = np.unique(session.stimulus_type, return_inverse=True)[1]
+    kinds = session.type_codes
     trial_of_bin = np.searchsorted(trials, prepared.trial)
     # Behaviour is looked at as it was recorded: what transforms make of it has many zeros by design.
     sources = {transform.source for transform in spec.config.transforms.values()}

@@ -141,7 +141,7 @@ class Recording:
                 f"session {session.name!r}: split has shape {np.shape(split)} and mask {np.shape(mask)}; give "
                 f"({session.n_bins},) and ({session.n_bins}, {session.n_units})"
             )
-        codes = np.unique(session.stimulus_type, return_inverse=True)[1]
+        codes = session.type_codes
         runs = runs_of(session.trial, codes)
         every = np.arange(session.n_bins)
         return cls(

@@ -138,14 +138,15 @@ def stimulus_samples(session: Session, stimulus_type: str, n: int = 6) -> np.nda
     Frames are taken at equal distances over the type's usable bins, (n, H, W) or (n, C, H, W). A full field or a row of
     bars says little in one bin, so there up to 240 neighbouring bins are taken, (T,) or (T, F).
     """
-    bins = np.flatnonzero((session.stimulus_type == stimulus_type) & usable_bins(session))
+    shown = session.stimulus_type == stimulus_type
+    bins = np.flatnonzero(shown & usable_bins(session))
     if not len(bins):
-        bins = np.flatnonzero(session.stimulus_type == stimulus_type)
+        bins = np.flatnonzero(shown)
     if session.stimulus.ndim <= 2:
         first = int(bins[len(bins) // 2])
         first = max(int(bins[0]), min(first, int(bins[-1]) - 239))
         part = np.asarray(session.stimulus[first : first + 240])
-        return part[session.stimulus_type[first : first + len(part)] == stimulus_type]
+        return part[shown[first : first + len(part)]]
     chosen = bins[np.linspace(0, len(bins) - 1, min(n, len(bins))).round().astype(int)]
     return np.concatenate([np.asarray(session.stimulus[int(bin) : int(bin) + 1]) for bin in chosen])
 
@@ -154,8 +155,8 @@ def type_rows(session: Session) -> list[dict[str, str]]:
     """One row a stimulus type, the values as they are shown."""
     usable = usable_bins(session)
     rows = []
-    for name in np.unique(session.stimulus_type).tolist():
-        shown = session.stimulus_type == name
+    for code, name in enumerate(session.types):
+        shown = session.type_codes == code
         trials = np.unique(session.trial[shown])
         repeats = session.repeat_id[shown]
         _, times = np.unique(repeats[repeats >= 0], return_counts=True)
@@ -185,7 +186,7 @@ def session_row(session: Session) -> dict[str, str]:
         "frame": "x".join(map(str, session.frame_shape)),
         "usable": f"{usable_bins(session).mean():.1%}",
         "behaviour": str(len(session.behavior)),
-        "types": " ".join(np.unique(session.stimulus_type).tolist()),
+        "types": " ".join(session.types),
     }
 
 

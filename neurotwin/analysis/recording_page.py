@@ -61,8 +61,8 @@ def recording_page(session: Session, *, title: str = "", mapping: str = "") -> s
 
 def _types(session: Session) -> list[str]:
     """Stimulus types, those with the most bins first."""
-    names, counts = np.unique(session.stimulus_type, return_counts=True)
-    return names[np.argsort(-counts, kind="stable")].tolist()
+    counts = np.bincount(session.type_codes)
+    return [session.types[code] for code in np.argsort(-counts, kind="stable")]
 
 
 def _hours(session: Session) -> float:
@@ -74,7 +74,9 @@ def _timeline_part(session: Session) -> str:
     n_parts = min(_PARTS, session.n_bins)
     part = np.arange(session.n_bins) * n_parts // session.n_bins
     length = np.bincount(part, minlength=n_parts)
-    rows = {name: np.bincount(part, session.stimulus_type == name, n_parts) / length for name in types}
+    rows = {
+        name: np.bincount(part, session.type_codes == session.types.index(name), n_parts) / length for name in types
+    }
     missing = np.bincount(part, ~np.asarray(session.valid), n_parts) / length
     figure = draw.timeline(rows, missing, hours=_hours(session))
     return (
@@ -140,7 +142,7 @@ def _behavior_part(session: Session, usable: np.ndarray) -> str:
 def _average_parts(session: Session, usable: np.ndarray, statistics: SpanStatistics) -> list[str]:
     parts = []
     for name in _types(session)[:_AVERAGED]:
-        if not (usable & (session.stimulus_type == name)).any():
+        if not (usable & (session.type_codes == session.types.index(name))).any():
             continue
         average = triggered_averages(session, stimulus_type=name, statistics=statistics)
         if not len(average.units):

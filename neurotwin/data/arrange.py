@@ -239,7 +239,7 @@ def modelled_bins(session: Session, config: DatasetConfig) -> Grid:
     """Modelled bins are counted from each run's start; a rest that fills none is left out."""
     factor, bin_rate = _resampling(session, config)
     names, types = _types(session, config)
-    code = np.searchsorted(names, session.stimulus_type)
+    code = session.type_codes
     gap = np.zeros(session.n_bins, np.int64)
     if session.time is not None:
         gap[1:] = np.cumsum(np.abs(np.diff(session.time) * session.bin_rate - 1) > 0.5)
@@ -259,7 +259,7 @@ def modelled_bins(session: Session, config: DatasetConfig) -> Grid:
 
 def _types(session: Session, config: DatasetConfig) -> tuple[list[str], list[str]]:
     """Stimulus types that the session has, and those to use."""
-    names = [str(name) for name in np.unique(session.stimulus_type)]
+    names = list(session.types)
     types = names if config.types is None else list(config.types)
     for kind in types:
         if kind not in names:
@@ -272,9 +272,9 @@ def _masked(
 ) -> dict[str, np.ndarray]:
     """Which responses are valid, and which split each bin belongs to; a bin whose parts disagree is not used."""
     valid, labels = session.valid[grid.groups].all(axis=1), None
-    if session.split is not None:
-        agree = (session.split[grid.groups] == session.split[grid.first][:, None]).all(axis=1)
-        labels = np.where(agree, session.split[grid.first], "")
+    if (given := session.split) is not None:
+        agree = (given[grid.groups] == given[grid.first][:, None]).all(axis=1)
+        labels = np.where(agree, given[grid.first], "")
         valid &= agree
     missing = None if session.missing_pct is None else grid.averaged(session.missing_pct[:, columns])
     mask = valid_responses(config, Bins(grid.runs, valid, missing), name=config.session, n_units=len(columns))

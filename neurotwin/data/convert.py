@@ -185,7 +185,7 @@ def report_line(session: Session) -> str:
     A reader says how many units it found by ``info["units_found"]``.
     """
     found = session.info.get("units_found", "")
-    names, bins = np.unique(session.stimulus_type, return_counts=True)
+    names, bins = session.types, np.bincount(session.type_codes)
     types = ", ".join(
         f"{name} ({count / session.bin_rate / 60:.1f} min)" for name, count in zip(names, bins, strict=True)
     )

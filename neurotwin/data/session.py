@@ -1,8 +1,8 @@
 """One recording session: what was shown, what the units did, how the animal behaved."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .fields import (
     shortened,
     whole_numbers,
 )
-from .streamed import Streamed
+from .labels import BinLabels, Coded
 
 __all__ = ["SPLITS", "Session", "SessionError", "frame_shape", "whole_numbers"]
 
@@ -126,11 +126,11 @@ class Session:
     behavior: Mapping[str, np.ndarray] = field(default_factory=dict)
     trial: np.ndarray | Sequence[int] | Sequence[str] | None = None
     valid: np.ndarray | None = None
-    stimulus_type: str | Sequence[str] | np.ndarray = "movie"
+    stimulus_type: str | Sequence[str] | np.ndarray = BinLabels("movie")  # type: ignore[assignment]  # noqa: RUF009
     repeat_id: np.ndarray | None = None
     time: np.ndarray | None = None
     exposure: np.ndarray | None = None
-    split: Sequence[str] | np.ndarray | None = None
+    split: Sequence[str] | np.ndarray | None = BinLabels(None)  # type: ignore[assignment]  # noqa: RUF009
     true_rate: np.ndarray | None = None
     missing_pct: np.ndarray | None = None
     unit_positions: np.ndarray | None = None
@@ -187,7 +187,7 @@ class Session:
         self.scene_offset = tuple(map(float, offset))
 
     def __repr__(self) -> str:
-        types = ", ".join(np.unique(self.stimulus_type).tolist())
+        types = ", ".join(self.types)
         size = "x".join(map(str, self.frame_shape))
         length = f"{self.duration / 60:.1f} min" if self.duration >= 60 else f"{self.duration:.1f} s"
         return (
@@ -199,7 +199,7 @@ class Session:
         """Whether two sessions hold the same values."""
         if not isinstance(other, Session):
             return NotImplemented
-        return all(_same(value, getattr(other, key)) for key, value in vars(self).items())
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -212,6 +212,16 @@ class Session:
     def n_units(self) -> int:
         """Number of units, U."""
         return self.responses.shape[1]
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Names of the stimulus types, sorted."""
+        return tuple(self._coded("stimulus_type").names.tolist())
+
+    @property
+    def type_codes(self) -> np.ndarray:
+        """Index of each bin's stimulus type among :attr:`types`, (T,) int32; smaller than `stimulus_type`."""
+        return self._coded("stimulus_type").codes
 
     @property
     def duration(self) -> float:
@@ -260,8 +270,8 @@ class Session:
             {key: metadata[key] for key in ("name", "subject", "info", "bin_rate", "pixels_per_degree")},
             stimulus=arrays["stimulus"], responses=arrays["responses"], scenes=scenes,
             scene_offset=tuple(metadata["scene_offset"]), unit_ids=ids, behavior=behavior,
-            stimulus_type=names[arrays["stimulus_type"]], notes=tuple(metadata["notes"]),
-            split=None if split is None else np.asarray(("", *SPLITS))[split],
+            _stimulus_type=Coded(names, arrays["stimulus_type"]), notes=tuple(metadata["notes"]),
+            _split=None if split is None else Coded(np.asarray(("", *SPLITS)), split),
             unit_labels={key: np.asarray(values, str) for key, values in metadata["unit_labels"].items()},
             **{key: arrays.get(key) for key in plain},
         )  # fmt: skip
@@ -271,14 +281,15 @@ class Session:
     def save(self, path: str | Path) -> Path:
         """Write the session to one safetensors file, whole or not at all, and return its path."""
         self.check()
-        names, codes = np.unique(self.stimulus_type, return_inverse=True)
         text_ids = self.unit_ids.dtype != np.int64
         arrays: dict[str, Any] = {
             "stimulus": self.stimulus, "responses": self.responses, "trial": self.trial, "valid": self.valid,
-            "repeat_id": self.repeat_id, "stimulus_type": codes.astype(np.int32),
+            "repeat_id": self.repeat_id, "stimulus_type": self.type_codes,
             "unit_ids": np.arange(self.n_units) if text_ids else self.unit_ids,
         }  # fmt: skip
-        arrays |= {key: _as_float32(getattr(self, key)) for key in _PER_BIN if getattr(self, key) is not None}
+        arrays |= {
+            key: getattr(self, key).astype(np.float32, copy=False) for key in _PER_BIN if getattr(self, key) is not None
+        }
         if self.unit_positions is not None:
             arrays["unit_positions"] = np.asarray(self.unit_positions, np.float32)
         arrays |= {f"scenes.{index}": np.asarray(picture) for index, picture in enumerate(self.scenes)}
@@ -286,18 +297,25 @@ class Session:
             arrays["scene"] = np.asarray(self.scene, np.int32)
         if self.time is not None:
             arrays["time"] = np.asarray(self.time, np.float64)
-        if self.split is not None:
-            order = {label: code for code, label in enumerate(("", *SPLITS))}
-            arrays["split"] = np.asarray([order[label] for label in self.split], np.uint8)
-        arrays |= {f"behavior.{key}": _as_float32(value) for key, value in self.behavior.items()}
+        if (split := self._coded("split")) is not None:
+            order = [("", *SPLITS).index(name) for name in split.names.tolist()]
+            arrays["split"] = np.asarray(order, np.uint8)[split.codes]
+        arrays |= {f"behavior.{key}": value.astype(np.float32, copy=False) for key, value in self.behavior.items()}
         save_arrays(path, arrays, {
             "format": _FORMAT, "name": self.name, "subject": self.subject, "info": dict(self.info),
-            "bin_rate": float(self.bin_rate), "stimulus_types": names.tolist(), "notes": list(self.notes),
+            "bin_rate": float(self.bin_rate), "stimulus_types": list(self.types), "notes": list(self.notes),
             "unit_ids": self.unit_ids.tolist() if text_ids else None,
             "unit_labels": {key: values.tolist() for key, values in self.unit_labels.items()},
             "pixels_per_degree": self.pixels_per_degree, "scene_offset": [float(value) for value in self.scene_offset],
         })  # fmt: skip
         return Path(path)
+
+    def _coded(self, key: str) -> Coded | None:
+        """What is kept of names of bins, None where there are none; also of names that were set later."""
+        if not isinstance(vars(self)[f"_{key}"], Coded | None):
+            with naming(self.name):
+                setattr(self, key, as_names(getattr(self, key), key, self.n_bins))
+        return vars(self)[f"_{key}"]
 
     def check(self) -> None:
         """Check that all arrays agree; see the class for what each must be."""
@@ -332,7 +350,8 @@ class Session:
             )
         per_bin = {
             "responses": self.responses, "trial": self.trial, "valid": self.valid, "repeat_id": self.repeat_id,
-            "stimulus_type": self.stimulus_type, "scene": self.scene, "time": self.time, "split": self.split,
+            "stimulus_type": self.type_codes, "scene": self.scene, "time": self.time,
+            "split": None if (split := self._coded("split")) is None else split.codes,
             **{key: getattr(self, key) for key in _PER_BIN},
             **{f"behavior[{key!r}]": value for key, value in self.behavior.items()},
         }  # fmt: skip
@@ -397,8 +416,8 @@ class Session:
                 np.ndim(picture) == 2 and np.asarray(picture).dtype == np.uint8, "scenes are pictures (H, W), uint8"
             )
         require(len(self.scene_offset) == 2, "scene_offset is (right, up) in degrees")
-        if self.split is not None:
-            wrong = set(np.unique(self.split).tolist()) - {"", *SPLITS}
+        if (split := self._coded("split")) is not None:
+            wrong = set(split.names.tolist()) - {"", *SPLITS}
             require(not wrong, f"split holds {sorted(wrong)}; use {SPLITS} or an empty string")
 
     def _require(self, condition: bool, message: str) -> None:
@@ -418,12 +437,6 @@ def frame_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return (channels, *size, *(1,) * (2 - len(size)))
 
 
-def _as_float32(values: Any) -> Any:
-    if isinstance(values, Streamed):
-        return Streamed(values.shape, np.dtype(np.float32), lambda a, b: values.read(a, b).astype(np.float32))
-    return np.asarray(values, np.float32)
-
-
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
@@ -433,8 +446,4 @@ def _same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same, a, b))
     if np.shape(a) != np.shape(b):
         return False
-    return all(np.array_equal(x, y) for x, y in zip(_parts(a), _parts(b), strict=True))
-
-
-def _parts(array: Any) -> Iterator[np.ndarray]:
-    yield from blocks(array)
+    return all(np.array_equal(x, y) for x, y in zip(blocks(a), blocks(b), strict=True))

@@ -61,6 +61,12 @@ class Streamed:
         """Number of axes."""
         return len(self.shape)
 
+    def astype(self, dtype: Any, copy: bool = True) -> "Streamed":
+        """The same array in another type; each piece is converted when it is read."""
+        return Streamed(
+            self.shape, np.dtype(dtype), lambda start, stop: self.read(start, stop).astype(dtype, copy=copy)
+        )
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from neurotwin.data.session import Session, SessionError, Streamed, frame_shape
+from neurotwin.data.session import Session, SessionError, frame_shape
+from neurotwin.data.streamed import Streamed
 from neurotwin.tensorfile import load_arrays, save_arrays
 
 SHAPES = {(): (1, 1, 1), (31,): (1, 31, 1), (5, 6): (1, 5, 6), (3, 5, 6): (3, 5, 6)}
@@ -318,7 +319,8 @@ def test_a_streamed_session_is_saved_as_the_arrays_that_it_streams(factory, tmp_
 SAVE = """
 import resource, sys
 import numpy as np
-from neurotwin.data.session import Session, Streamed
+from neurotwin.data.session import Session
+from neurotwin.data.streamed import Streamed
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
