@@ -117,6 +117,9 @@ class SchemaFiles:
             return schema["const"]
         if "enum" in schema:
             return random.choice(schema["enum"])
+        branches = [part for part in schema.get("allOf", ()) if "then" in part]
+        if branches:
+            return self._part(schema, random.choice(branches), random, depth)
         if options := schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"):
             return self.instance(random.choice(options), random, depth)
         kind = schema.get("type")
@@ -135,8 +138,15 @@ class SchemaFiles:
         plain = {"boolean": random.random() < 0.5, "null": None, "string": random.choice(_WORDS)}
         return plain[kind] if kind in plain else random.choice(HOSTILE)
 
+    def _part(self, schema: Any, branch: Any, random: Random, depth: int) -> Any:
+        """A component: a type, and the parameters that this type has."""
+        plain = {key: value for key, value in schema.items() if key != "allOf"}
+        known = {**schema.get("properties", {}), **branch["if"]["properties"], **branch["then"]["properties"]}
+        needed = [*schema.get("required", []), "type", "params"]
+        return self._mapping(plain | {"properties": known, "required": needed}, random, depth)
+
     def _mapping(self, schema: Any, random: Random, depth: int) -> dict[str, Any]:
-        needed, share = schema.get("required", []), 0.25 if depth else 0.15
+        needed, share = schema.get("required", []), 0.4 if depth else 0.15
         known = schema.get("properties", {})
         least = min((self.tried[key] for key in known), default=0)
         chosen = [k for k in known if k in needed or random.random() < (share if self.tried[k] > least else 0.5)]

@@ -271,7 +271,9 @@ class _OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others of the command."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"neurotwin: {' '.join(message.split())}; see {self.prog} --help\n")
+        message = " ".join(message.split())
+        message = message if len(message) <= 300 else f"{message[:300]}..."
+        self.exit(2, f"neurotwin: {message}; see {self.prog} --help\n")
 
 
 def _number(kind: type, least: float, most: float) -> Callable[[str], float]:
