@@ -146,7 +146,7 @@ class SchemaFiles:
         return self._mapping(plain | {"properties": known, "required": needed}, random, depth)
 
     def _mapping(self, schema: Any, random: Random, depth: int) -> dict[str, Any]:
-        needed, share = schema.get("required", []), 0.4 if depth else 0.15
+        needed, share = schema.get("required", []), 0.4 if depth else 0.25
         known = schema.get("properties", {})
         least = min((self.tried[key] for key in known), default=0)
         chosen = [k for k in known if k in needed or random.random() < (share if self.tried[k] > least else 0.5)]
@@ -172,7 +172,7 @@ class SchemaFiles:
         if action < 0.8:
             holder[key] = _copy(random.choice(HOSTILE))
             return f"{key}: {str(holder[key])[:60]}"
-        value = holder.pop(key)
+        value = holder.pop(key, None)
         if action < 0.9:
             holder[key[:-1] + random.choice("xs_")] = value
             return f"{key} misspelt"

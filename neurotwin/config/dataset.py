@@ -174,7 +174,7 @@ class DatasetConfig(Strict):
     def _is_a_name(cls, name: str) -> str:
         """The session's prepared file is called by it."""
         if name and (name.startswith(".") or set(name) & set("/\\\0") or not name.isprintable()):
-            raise ValueError(f"{name!a} must not begin with a dot, or hold a slash or a break: it is part of file names")
+            raise ValueError(f"{name!a} must not begin with a dot or hold a slash or break: it is part of file names")
         return name
 
     @model_validator(mode="after")

@@ -94,7 +94,7 @@ def test_a_key_that_is_added_is_tried(files):
     seen: set[str] = set()
     for kind, source in drawn.items():
         generator = random.Random(0)
-        for _ in range(3000):
+        for _ in range(9000):
             seen |= keys_in(source.instance(source.schema, generator))
         missing = files.keys_of(source.schema) - seen
         assert not missing, f"{kind} files never have {sorted(missing)}"
