@@ -17,7 +17,7 @@ __all__ = ["SUITE", "results_section", "write_docs"]
 
 SUITE = (
     "training_speed", "arithmetic", "time_to_bps", "data_path", "start_up", "memory", "evaluation_speed", "processes",
-    "many_sessions", "gpu",
+    "many_sessions", "conversion", "gpu",
 )  # fmt: skip
 """In the order in which they run; memory uses the recordings that start_up wrote."""
 PAGE = ROOT / "docs/performance.md"

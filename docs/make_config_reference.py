@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from neurotwin import config
 from neurotwin.config import KINDS, params_of, registered
+from neurotwin.config.dataset import Labels
 
 __all__ = ["render"]
 
@@ -42,7 +43,8 @@ below, with its type, its default and its meaning; a key that is not below is re
 nearest valid key. Time runs oldest first and everything is causal unless a line says otherwise.
 
 A component is written `{type: NAME, params: {...}}`; its parameters are those listed under that type. A default left
-blank: not set.
+blank: not set. Counts and sizes may be at most 100,000. Other ways to write the same, which labs use, are in
+[lab_files.md](lab_files.md).
 """
 
 MODEL_EXAMPLE = """\
@@ -180,8 +182,10 @@ def whole(field: FieldInfo) -> Any:
 def spell(annotation: Any) -> str:
     """A type as a person would say it."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation == config.Size:
+    if annotation in (config.Size, config.PositiveSize):
         return "int or [T, H, W]"
+    if annotation == Labels:
+        return "number, text, or list of them"
     if annotation == config.Lags:
         return "int or list, such as [0..31]"
     if origin is Annotated:
@@ -202,14 +206,15 @@ def spell(annotation: Any) -> str:
         return f"[{annotation.kind}s](#{annotation.kind}s)"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{annotation.__name__}](#{anchor(annotation.__name__)})"
-    return {int: "int", float: "number", bool: "bool", str: "text"}[annotation]
+    return {int: "int", float: "number", bool: "bool", str: "text", type(None): "null"}[annotation]
 
 
 def bounds(metadata: Any) -> str:
     """Limits among the metadata of a type: ``, > 0``."""
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     flat = [m for item in metadata for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    limits = [f"{sign} {getattr(m, key):g}" for m in flat for key, sign in signs.items() if hasattr(m, key)]
+    found = [(sign, getattr(m, key)) for m in flat for key, sign in signs.items() if hasattr(m, key)]
+    limits = [f"{sign} {bound:g}" for sign, bound in found if bound != config.LARGEST]
     return f", {', '.join(limits)}" if limits else ""
 
 

@@ -28,6 +28,8 @@ from .data.formats import Format, find_format, nwb, read_session
 from .data.prepare import prepare
 from .data.session import SPLITS, Session, SessionError
 from .data.simulate import DEMO_SESSIONS, make_demo_sessions
+from .experiments import ExperimentError
+from .experiments.command import add_experiment_arguments, run_experiment
 from .files import write_text
 from .metrics.table import EvaluationError
 from .models import TwinModel, check_run, load_twin
@@ -35,7 +37,7 @@ from .tensorfile import TensorFileError
 
 __all__ = ["USER_ERRORS", "main"]
 
-USER_ERRORS = (ConfigError, SessionError, TensorFileError, CheckpointError, EvaluationError, OSError)
+USER_ERRORS = (ConfigError, SessionError, TensorFileError, CheckpointError, EvaluationError, ExperimentError, OSError)
 """What a user can cause and cure: the message says how, so no traceback is shown."""
 
 logger = logging.getLogger(__name__)
@@ -183,6 +185,12 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
     table.write(output)
     print(summary_text(table))
     logger.info("table of %d units: %s", len(table), output)
+    return 0
+
+
+def experiment(arguments: argparse.Namespace) -> int:
+    """Put a question to a trained model: receptive fields, gratings, exciting stimuli, what behaviour adds."""
+    print(run_experiment(arguments))
     return 0
 
 
@@ -348,6 +356,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data_dir", help="folder of session data, if it has moved since training")
     sub.add_argument("--output", help="table (.csv); default: beside the checkpoint, CHECKPOINT.SPLIT.csv")
     sub.add_argument("--device", type=_device, default=_DEVICE, help="(%(default)s)")
+
+    add_experiment_arguments(command("experiment", experiment))
 
     sub = command("report", report)
     sub.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")

@@ -78,7 +78,7 @@ def test_windows_that_differ_from_clips_are_not_timed(load, tmp_path: Path) -> N
     clips, windows = common.Trainee(case.model, sessions), common.Trainee(case.model, sessions, usual_way=True)
     speed.check_equal(clips, windows, sessions)
     with torch.no_grad():
-        windows.twin.readouts[0].bias.add_(0.1)
+        windows.twin.per_session[0].readout.bias.add_(0.1)
     with pytest.raises(AssertionError):
         speed.check_equal(clips, windows, sessions)
 

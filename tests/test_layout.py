@@ -34,10 +34,11 @@ LAYERS = (
     ("neurotwin.data",),
     ("neurotwin.models",),
     ("neurotwin.analysis",),
+    ("neurotwin.experiments",),
     ("neurotwin", "neurotwin.cli", "training"),
 )  # fmt: skip
 """Imports run from a later line to an earlier one, never back."""
-OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas"}
+OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas", "xarray"}
 """Extras: imported where they are used, since they may be absent."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -146,7 +146,7 @@ def test_trap_11_a_process_without_validation_waits_for_nobody(tmp_path):
     for n_processes in (1, 2):
         data = data_of(configure(tmp_path), batch_size=16 // n_processes, steps_per_epoch=2)
         strategy = "auto" if n_processes == 1 else GradientSumStrategy(start_method="spawn")
-        config = {"readout": {"type": "linear"}}
+        config = {"readout": {"type": "pixels"}}
         trainer = fit(model_of(data, config), data, devices=n_processes, strategy=strategy, precision="64-true")
         figures.append([trainer.callback_metrics[name].item() for name in ("val_loss", "val_bps")])
     assert figures[1] == pytest.approx(figures[0], rel=1e-9)
@@ -199,14 +199,14 @@ def test_trap_17_a_proximal_step_is_taken_once_an_optimizer_step(tmp_path, monke
     prox = {"name": "prox", "type": "proximal_l1", "lambda": 1e-3, "apply_to": ["convnet/conv.weight", "features"]}
     data = data_of(configure(tmp_path), steps_per_epoch=6, accumulate=2)
     trainer = fit(model_of(data, MODEL | {"regularization": [prox]}), data, accumulate_grad_batches=2)
-    assert len(trainer.optimizers[0].param_groups) == 4
+    assert len(trainer.optimizers[0].param_groups) == 5, "core and session, with and without decay, and positions"
     assert trainer.global_step == 3 and len(calls) == 3 * 2
 
 
 def test_trap_18_half_precision_goes_through_the_gradient_scaler(tmp_path):
     """The loss scale is undone before the step, and a step whose gradients overflow is left out."""
     record(tmp_path)
-    config = {"readout": {"type": "linear"}}
+    config = {"readout": {"type": "pixels"}}
     ends = []
     for scale in (None, 2.0**10, float("inf")):
         data = data_of(configure(tmp_path))

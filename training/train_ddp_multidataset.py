@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def make_record(
         "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
         "global_batch_size": step.bins, "step": asdict(step), "environment": describe_environment(),
         "sessions": {prepared.name: prepared.key for prepared in data.sessions}, "wall_s": 0.0,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
@@ -241,7 +243,7 @@ def run_folder(
         check_same_run(checkpoint, content, model.twin.describe(), old, record)
         if epochs_trained(content) > arguments.max_epochs:
             raise ValueError(f"{checkpoint}: has trained {epochs_trained(content)} epochs, --max_epochs is less")
-        record["wall_s"] = old["wall_s"]
+        record |= {"wall_s": old["wall_s"], "began": old.get("began", record["began"])}
         logger.info("going on from %s", checkpoint)
     elif arguments.resume:
         logger.info("no checkpoint in %s; starting anew", folder or arguments.checkpoint_dir)

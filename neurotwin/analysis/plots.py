@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ..metrics.table import Table
@@ -74,8 +76,9 @@ def units_against_oracle(table: Table) -> Figure:
 
 
 def traces(
-    observed: np.ndarray, predicted: np.ndarray, *, bin_rate: float, labels: Sequence[str], smooth: float = 0.0
-) -> Figure:
+    observed: np.ndarray, predicted: np.ndarray, *, bin_rate: float, labels: Sequence[str], smooth: float = 0.0,
+    title: str = "",
+) -> Figure:  # fmt: skip
     """Recorded and predicted rates over time, one panel a unit.
 
     Parameters
@@ -88,6 +91,8 @@ def traces(
         (U,) titles.
     smooth
         Standard deviation of a Gaussian that smooths the recorded counts, in s; 0 leaves them.
+    title
+        Of the whole figure.
     """
     n_units = observed.shape[1]
     figure, panels = _figure(n_units, width=7.5, height=1.3 * n_units + 0.5)
@@ -103,9 +108,10 @@ def traces(
         axes.plot(time, drawn * bin_rate, color=_OBSERVED, linewidth=0.9, label="recorded")
         axes.plot(time, predicted[:, unit] * bin_rate, color=_PREDICTED, linewidth=0.9, label="predicted")
         axes.set_title(labels[unit], loc="left", fontsize=9)
-        axes.set_ylabel("Hz")
+        axes.set_ylabel("rate (Hz)", fontsize=8)
     panels[0].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
     panels[-1].set_xlabel("time (s)")
+    _title(figure, title)
     return figure
 
 
@@ -139,7 +145,9 @@ def psth(responses: np.ndarray, predicted: np.ndarray, *, bin_rate: float, label
     return figure
 
 
-def temporal_kernels(kernels: np.ndarray, *, bin_rate: float, labels: Sequence[str] | None = None) -> Figure:
+def temporal_kernels(
+    kernels: np.ndarray, *, bin_rate: float, labels: Sequence[str] | None = None, title: str = ""
+) -> Figure:
     """Temporal filters, (N, T) oldest first, against the time before the response."""
     figure, (axes,) = _figure(1, width=4.6, height=3.2)
     time = (np.arange(kernels.shape[1]) - kernels.shape[1] + 1) / bin_rate * 1000
@@ -148,20 +156,32 @@ def temporal_kernels(kernels: np.ndarray, *, bin_rate: float, labels: Sequence[s
     axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     axes.set(xlabel="time before the response (ms)", ylabel="weight")
     _legend(axes, 0 if labels is None else len(kernels))
+    _title(figure, title)
     return figure
 
 
-def readout_maps(maps: np.ndarray, *, labels: Sequence[str], columns: int = 8) -> Figure:
-    """Spatial maps of units, (U, H, W), each scaled to its own largest value; red is positive, blue negative."""
+def readout_maps(maps: np.ndarray, *, labels: Sequence[str], columns: int = 8, title: str = "") -> Figure:
+    """Spatial maps of units, (U, H, W), each scaled to its own largest value; red is positive, blue negative.
+
+    With a title, the largest value stands behind each label, and a bar says what the colours mean.
+    """
     rows = -(-len(maps) // columns)
-    figure = Figure(figsize=(1.15 * min(columns, len(maps)), 1.3 * rows), layout="constrained")
+    width, height = 1.15 * min(columns, len(maps)), 1.3 * rows
+    size = (max(width, 4.0), height + 0.9) if title else (width, height)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, min(columns, len(maps)), squeeze=False).reshape(-1)
     for axes in grid:
         axes.set_axis_off()
     for axes, values, label in zip(grid, maps, labels, strict=False):
         limit = np.abs(values).max() or 1.0
         axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-        axes.set_title(label, fontsize=7, pad=2)
+        axes.set_title(f"{label}: ±{limit:.2g}" if title else label, fontsize=7, pad=2)
+    if title:
+        colors = ScalarMappable(Normalize(-1, 1), "RdBu_r")
+        bar = figure.colorbar(colors, ax=grid.tolist(), location="bottom", shrink=0.6, aspect=30)
+        bar.set_label("share of the largest value of the unit", fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+    _title(figure, title)
     return figure
 
 
@@ -183,6 +203,11 @@ def _figure(rows: int, *, width: float, height: float) -> tuple[Figure, np.ndarr
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     return figure, panels
+
+
+def _title(figure: Figure, title: str) -> None:
+    if title:
+        figure.suptitle(title, fontsize=9)
 
 
 def _cycle(n: int) -> list[str]:

@@ -25,7 +25,7 @@ from ..tensorfile import TensorFileError, load_arrays, save_arrays
 from .evaluate import known_session, score_session
 from .report import Run
 
-__all__ = ["Curves", "RunData", "SessionData", "gather", "stored"]
+__all__ = ["Curves", "RunData", "SessionData", "gather", "store_sessions", "stored"]
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def _computed(
         if whole and test is not None:
             test.write(run.folder / _TEST)
         if whole:
-            _store_sessions(run.folder / _CURVES, sessions, _stamp(checkpoint))
+            store_sessions(run.folder / _CURVES, sessions, _stamp(checkpoint))
     except OSError as error:
         notes.append(f"What was computed could not be kept for the next report ({error.strerror or error}).")
     return RunData(known.test if test is None else test, sessions, tuple(notes))
@@ -222,7 +222,8 @@ def _session(twin: TwinModel, prepared: Prepared) -> tuple[SessionData, Table | 
     labels = open_session(spec.config)
     areas = None
     if "area" in labels.unit_labels:
-        of_unit = dict(zip(map(str, labels.unit_ids.tolist()), labels.unit_labels["area"].tolist(), strict=True))
+        ids, names = np.asarray(labels.unit_ids).tolist(), np.asarray(labels.unit_labels["area"]).tolist()
+        of_unit = dict(zip(map(str, ids), names, strict=True))
         areas = tuple(of_unit.get(str(unit), "") for unit in spec.unit_ids)
     session = SessionData(
         name=spec.name, unit_ids=tuple(map(str, spec.unit_ids)), bin_rate=spec.bin_rate, bins=bins, areas=areas,
@@ -248,6 +249,7 @@ def _trace(twin: TwinModel, prepared: Prepared, index: int, split: str = "val") 
     if single:
         pair = [values[:_POINTS, 0] for values in (observed, rates)]
     else:
+        assert sample.clip.bins is not None  # a prepared session's clips know their bins
         order = np.argsort(sample.clip.bins.cpu().numpy(), kind="stable")
         pair = [_joined(values[order], factor)[:_POINTS] for values in (observed, rates)]
     return _curves(prepared, pair[0], pair[1], 0.0 if single else factor / prepared.spec.bin_rate, 1, split)
@@ -336,7 +338,8 @@ def _curves_stamp(folder: Path) -> list[int] | None:
         return None
 
 
-def _store_sessions(path: Path, sessions: dict[str, SessionData], stamp: list[int]) -> None:
+def store_sessions(path: Path, sessions: dict[str, SessionData], stamp: list[int]) -> None:
+    """Keep what was computed in a file, with size and time of change of the checkpoint that it was computed with."""
     arrays: dict[str, np.ndarray] = {}
     described: list[dict[str, Any]] = []
     for number, session in enumerate(sessions.values()):
@@ -364,7 +367,7 @@ def _stored_sessions(folder: Path) -> dict[str, SessionData]:
 
 
 def _restored(number: int, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> SessionData:
-    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     for kind in ("trace", "psth"):
         if kind in plain:
             observed, predicted = np.asarray(arrays[f"{number}.{kind}"])

@@ -35,9 +35,10 @@ th[aria-sort=ascending] button::after { content: " ▲" } th[aria-sort=descendin
 #units tbody tr:not(.open):hover { background: var(--shade) }
 tr.changed td:first-child { border-left: 4px solid var(--c1) }
 tr.open > td { text-align: left; white-space: normal; background: var(--shade); padding: .8rem }
-.card { position: sticky; left: .8rem; width: min(70rem, calc(100vw - 4.5rem)) }
+.card { position: sticky; left: .8rem; width: min(70rem, calc(100vw - 6rem)) }
 .card table { margin: .3rem 0; font-size: .9rem } .card td, .card th { padding: .12rem .5rem }
-.card th { position: static; background: none } .columns { columns: 2 16rem; font-size: .9rem }
+#units .card th { position: static; background: none } .card th, .card td:first-child { white-space: normal }
+.columns { columns: 2 16rem; font-size: .9rem }
 .columns div { break-inside: avoid; overflow-wrap: anywhere }
 """
 
@@ -125,7 +126,8 @@ function card(unit) {
       `<div>${safe(DATA.columns[unit.r][name][i])}: ${safe(value)}</div>`).join("") + "</div>").join("");
   const area = unit.a ? `, ${safe(unit.a)}` : "";
   return `<div class="card"><h3>Unit ${safe(unit.k[1])} of ${safe(unit.k[0])}${area} (${safe(unit.r)})</h3>` +
-    `<p>${rank}${change}</p><div class="trio"><div>${table}</div><div>${charts(unit)}</div></div>${found}</div>`;
+    `<p>${rank}${change}</p><div class="trio"><div class="wide">${table}</div><div>${charts(unit)}</div></div>` +
+    `${found}</div>`;
 }
 
 function toggle(row, open) {
@@ -203,6 +205,7 @@ body?.addEventListener("click", event => {
 });
 const form = document.querySelector(".filters");
 form?.addEventListener("input", filter);
+form?.addEventListener("change", filter);
 form?.addEventListener("reset", () => setTimeout(filter));
 form?.addEventListener("submit", event => event.preventDefault());
 document.querySelectorAll("[data-go]").forEach(b => b.addEventListener("click", () => goTo(b.dataset.go)));

@@ -28,7 +28,7 @@ def run_rows(views: Sequence[RunView]) -> list[dict[str, str]]:
     for view, row in zip(views, figures, strict=True):
         sessions, table = view.run.record.get("sessions"), view.run.table
         n_sessions = len(sessions) if isinstance(sessions, dict) else 0 if table is None else len(set(table["session"]))
-        end = {key: row.pop(key) for key in ("parameters", "wall time")}
+        end = {key: row.pop(key, "") for key in ("parameters", "wall time")}
         row.pop("model")
         source = _ceiling_source(view)
         medians = {metric: math.nan if source is None else summarize(source[metric]).median for metric in _CEILINGS}
@@ -101,13 +101,15 @@ def experiment_sentences(experiment: ExperimentFolder) -> list[str]:
     columns = list(dict.fromkeys(name for row in experiment.units.values() for name in row))
     if experiment.kind == "ablation":
         lines = []
-        for name in (column.removesuffix(".gain") for column in columns if column.endswith(".gain")):
+        names = [column.removesuffix(".gain") for column in columns if column.endswith(".gain")]
+        # All of behaviour says most, so it comes first; the page opens with the first sentence.
+        for name in sorted(names, key=lambda name: name.partition(".")[0] not in ("behavior", "history")):
             gain, low = experiment.column(f"{name}.gain"), experiment.column(f"{name}.gain_low")
             known = summarize(gain)
             if known.n:
                 lines.append(
-                    f"{_ablated(name)} adds {known.median:+.3f} to the score of the median unit; the interval lies "
-                    f"above 0 for {int((low > 0).sum())} of {known.n} units."
+                    f"Knowing {_ablated(name)} adds {known.median:+.3f} to the score of the median unit; the interval "
+                    f"lies above 0 for {int((low > 0).sum())} of {known.n} units."
                 )
         return lines
     parts = []
@@ -138,9 +140,9 @@ _MEDIANS = {
 def _ablated(name: str) -> str:
     """Name of a condition of an ablation, in words."""
     variable, _, mode = name.partition(".")
-    known = {"median": "over its median", "permuted": "over that of another trial", "zero": "over 0"}
-    what = "Spike history" if variable == "history" else "All behaviour" if variable == "behavior" else variable
-    return f"{what}, {known.get(mode, mode)}," if mode else what
+    known = {"median": "its median", "permuted": "that of another trial", "zero": "0"}
+    what = {"history": "spike history", "behavior": "all behaviour"}.get(variable, variable)
+    return f"{what} rather than {known.get(mode, mode)}" if mode else what
 
 
 def _test_sentence(view: RunView, merit: str, title: str) -> list[str]:

@@ -140,11 +140,9 @@ def typical(units: Sequence[Unit]) -> list[tuple[str, Unit]]:
     ranked = sorted((unit for unit in units if not math.isnan(unit.merit)), key=lambda unit: -unit.merit)
     if not ranked:
         return []
-    chosen = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
-    found: dict[int, str] = {}
-    for word, place in chosen.items():
-        found.setdefault(place, word)
-    return [(word, ranked[place]) for place, word in found.items()]
+    # Later words take a place from earlier ones: of two units, one is the best and the other the worst.
+    found = {len(ranked) // 2: "median", len(ranked) - 1: "worst"} | {0: "best"}
+    return [(word, ranked[place]) for place, word in sorted(found.items())]
 
 
 def figure_of(unit: Unit, metric: str) -> float:
@@ -228,9 +226,8 @@ def json_of(views: Sequence[RunView], units: Units) -> tuple[str, int]:
             }  # fmt: skip
             if unit.test:
                 record["t"] = [_rounded(unit.test.get(name, math.nan)) for name in shown]
-            session = view.data.sessions.get(unit.key[0])
             for kind in ("trace", "psth"):
-                curves = None if session is None else getattr(session, kind)
+                curves = getattr(view.data.sessions.get(unit.key[0]), kind, None)
                 if curves is not None and unit.key in places:
                     record[kind] = _packed(curves, places[unit.key])
             if unit.key in tuned:

@@ -40,8 +40,8 @@ def load_model_config(path: str | Path) -> ModelConfig:
     path = Path(path)
     with noticing() as notices:
         data, node = _read(path)
-        if not data:
-            raise ConfigError(f"{path}: says nothing of a model; name at least one part, such as readout: gaussian")
+        if node is None:
+            raise ConfigError(f"{path}: says nothing of a model; name a part, such as readout: gaussian, or write {{}}")
         notices.place(MODEL, (str(path), data))
         return _understood(ModelConfig, understand_model, data, path, node, subject=MODEL)
 
@@ -147,6 +147,7 @@ def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any
 
 def _read(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     data, node = read_yaml(path)
+    data = {} if data is None else data
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds a {type(data).__name__} where keys with values are expected")
     return data, node

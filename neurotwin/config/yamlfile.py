@@ -15,7 +15,7 @@ _MOST_VALUES = 1_000_000
 
 
 def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
-    """The content of a YAML file, {} where it is empty, and its nodes for :func:`line_of`.
+    """The content of a YAML file, None where it is empty, and its nodes for :func:`line_of`.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path}: holds a value that YAML cannot read: {' '.join(str(error).split())}") from None
-    return {} if data is None else data, node
+    return data, node
 
 
 def line_of(node: yaml.Node | None, key: Sequence[Any]) -> int | None:

@@ -184,8 +184,11 @@ def _without_history(streamer: Streamer, module, clip: Clip) -> Tensor:
 
 
 def _of_another_trial(data: Prepared, split: str, rng: np.random.Generator) -> np.ndarray:
-    """For each bin, a bin equally long after the start of another trial of the same split, (T,); trials are shifted in a
-    random order by one, so that none keeps its own. A longer trial starts over in a shorter one."""
+    """For each bin, a bin equally long after the start of another trial of the same split, (T,).
+
+    Trials are put into a random order and shifted by one, so that none keeps its own. Where the other trial is shorter,
+    it starts over.
+    """
     of_split = np.asarray(data.split) == SPLITS.index(split)
     starts = np.unique(data.run_start[of_split])
     bins = np.arange(data.n_bins)

@@ -26,10 +26,10 @@ class ExcitingStimulus(Experiment):
     """The image or movie of fixed contrast that excites each unit most, or least, by gradient ascent.
 
     An image is shown for some time after grey, and its rate is the mean over that time; a movie fills all that a
-    prediction sees, and its rate is that of the last bin (Walker et al. 2019; Bashivan et al. 2019). A trained twin also
-    answers to fine patterns that no photograph has. Three things keep the ascent from them: every step is low-passed in
-    space, the stimulus is shifted by a few pixels at random from step to step (Olah et al. 2017), and the best of several
-    starts is kept. All units and starts are followed at once, in batches.
+    prediction sees, and its rate is that of the last bin (Walker et al. 2019; Bashivan et al. 2019). A trained twin
+    also answers to fine patterns that no photograph has. Three things keep the ascent from them: every step is
+    low-passed in space, the stimulus is shifted by a few pixels at random from step to step (Olah et al. 2017), and the
+    best of several starts is kept. All units are followed at once, in batches.
 
     Stimuli are rounded to whole 8-bit pixels, and the rates in the table are those of the rounded ones. The manifest
     says how to show them: size in pixels and degrees, timing, grey level.
@@ -47,9 +47,11 @@ class ExcitingStimulus(Experiment):
     step_size: float = Field(0.2, gt=0, description="Of the first step, in norms of the stimulus; falls to a tenth.")
     n_starts: PositiveInt = Field(2, description="Starts from noise; the best is kept.")
     cutoff: NonNegative = Field(
-        0.22, description="Steps are multiplied by exp(−(f/cutoff)⁴), f in cycles per pixel; 0: they are not."
+        0.25, description="Steps are multiplied by exp(−(f/cutoff)⁴), f in cycles per pixel; 0: they are not."
     )
-    jitter: int = Field(1, ge=0, description="Pixels by which the stimulus is shifted at random while it is sought.")
+    jitter: int = Field(
+        1, ge=0, description="Pixels by which the stimulus is shifted at random in the first 70% of the steps."
+    )
     batch: PositiveInt = Field(96, description="Stimuli that are followed at a time.")
     seed: int = Field(0, description="Of starts and shifts.")
 
@@ -70,10 +72,10 @@ class ExcitingStimulus(Experiment):
             name = "" if len(presenter.groups) == 1 else f".{presenter.spec(group.sessions[0]).name}"
             pixels = _pixels(stimuli, group.screen)
             result.arrays[f"stimuli{name}"] = pixels
-            result.axes[f"stimuli{name}"] = (f"stimulus{name}", *(("frame",) if self.kind == "movie" else ()), "channel",
-                                             "y", "x")  # fmt: skip
+            frames = ("frame",) if self.kind == "movie" else ()
+            result.axes[f"stimuli{name}"] = (f"stimulus{name}", *frames, "channel", "y", "x")
             result.figures[f"stimuli{name}"] = _figure(pixels, [t.label for t in targets], group.screen)
-            for target, one, row in zip(targets, pixels, rows[-len(targets) :], strict=True):
+            for one, row in zip(pixels, rows[-len(targets) :], strict=True):
                 result.files[row["file"]] = _writer(one)
         if not found:
             raise ExperimentError(f"experiment exciting_stimulus: no session has the units {list(self.units)}")
@@ -169,7 +171,9 @@ class _Search:
         x = self._projected(self._smooth(torch.randn(len(targets), *self.shape, generator=generator).to(self.like)))
         for step in range(options.n_steps):
             x.requires_grad_()
-            shift = torch.randint(-options.jitter, options.jitter + 1, (2,), generator=generator).tolist()
+            # The last steps are for the stimulus as it will be shown.
+            reach = options.jitter if step < 0.7 * options.n_steps else 0
+            shift = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
             value = self._value(targets, _shifted(x, *shift))
             logs = torch.tensor([target.log for target in targets], device=value.device)
             # The logarithm: its gradient does not vanish where a unit is nearly silent.

@@ -32,9 +32,10 @@ class Gratings(Experiment):
     """Drifting gratings of all directions × spatial × temporal frequencies, and what each unit prefers.
 
     F0 is the mean rate over whole cycles and F1 the amplitude at the temporal frequency, both after the twin's memory
-    has filled with the grating. A unit's response is F1 where F1 > F0 at its best grating (a simple cell, Skottun et al.
-    1991), else F0 above the rate to grey. Preferred values are peaks of fitted curves, not of the grid. At what a unit prefers,
-    contrast, the diameter of a disc around its receptive field, and a second grating across the first are varied.
+    has filled with the grating. A unit's response is F1 where F1 > F0 at its best grating (a simple cell, Skottun et
+    al. 1991), else F0 above the rate to grey. Preferred values are peaks of fitted curves, not of the grid. At what a
+    unit prefers, contrast, the diameter of a disc around its receptive field, and a second grating across the first are
+    varied.
     """
 
     n_directions: int = Field(16, ge=4, multiple_of=2, description="Directions of drift, evenly spaced.")
@@ -45,7 +46,9 @@ class Gratings(Experiment):
     temporal_frequencies: tuple[float, ...] = Field(
         (2.0, 4.0, 8.0, 16.0), description="Hz; 0 is a still grating, shown in 4 phases."
     )
-    contrast: float = Field(1.0, gt=0, le=1, description="Of the gratings, the first stage.")
+    contrast: float = Field(
+        0.5, gt=0, le=1, description="Of the gratings, but for the contrast response; about that of photographs."
+    )
     seconds: float = Field(0.5, gt=0, description="How long responses are measured, s; rounded up to whole cycles.")
     contrasts: tuple[float, ...] = Field((0.05, 0.1, 0.2, 0.4, 0.7, 1.0), description="Of the contrast response.")
     n_diameters: int = Field(8, ge=0, description="Diameters of the disc, up to the frame's; 0: no size tuning.")

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from .presenter import Group, Presenter, Screen
 
-__all__ = ["Subspace", "gradients", "leading_subspace", "measure_filters", "noise_movies", "overlap", "place"]
+__all__ = [
+    "Subspace",
+    "gradients",
+    "leading_subspace",
+    "low_passed",
+    "measure_filters",
+    "noise_movies",
+    "overlap",
+    "place",
+]
 
 
 class Subspace(NamedTuple):
@@ -99,6 +108,16 @@ def leading_subspace(samples: np.ndarray, k: int) -> Subspace:
     energy = singular**2
     k = min(k, len(directions))
     return Subspace(directions[:k].reshape(k, *samples.shape[1:]), energy[:k] / max(energy.sum(), 1e-300))
+
+
+def low_passed(filters: np.ndarray, cutoff: float) -> np.ndarray:
+    """Filters (..., H, W) times exp(−(f/cutoff)⁴) over spatial frequency f, cycles per pixel; a cutoff of 0: as are."""
+    if not cutoff:
+        return filters
+    height, width = filters.shape[-2:]
+    f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    spectrum = np.fft.rfft2(filters) * np.exp(-((f / cutoff) ** 4))
+    return np.fft.irfft2(spectrum, s=(height, width)).astype(filters.dtype)
 
 
 def overlap(filters: np.ndarray, truth: np.ndarray) -> float:

@@ -5,14 +5,13 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.ndimage import gaussian_filter
 
 from ..analysis.plots import readout_maps
 from ..config import NonNegative, PositiveInt, register
 from ..data.clips import stream
 from ..models.network import Streamer, evaluating
 from .base import Experiment, Result
-from .maps import gradients, leading_subspace, measure_filters, noise_movies
+from .maps import gradients, leading_subspace, low_passed, measure_filters, noise_movies
 from .presenter import Group, Presenter
 from .tables import UnitTable
 
@@ -24,8 +23,9 @@ class ReceptiveField(Experiment):
     """Receptive fields: the filters of every unit, their place, size, preferred grating, latency and separability.
 
     With method `gradient`, the rate is linearised around many movies. The mean gradient is the linear filter, which
-    vanishes for complex cells; the leading directions of all gradients are the filters that the rate depends on,
-    simple or complex (:func:`~neurotwin.experiments.maps.leading_subspace`). With method `noise`, the twin is shown
+    vanishes for complex cells; the leading directions of all gradients are the filters that the rate depends on, simple
+    or complex (:func:`~neurotwin.experiments.maps.leading_subspace`). A trained twin also answers to fine patterns that
+    its training stimulus hardly held; filters are therefore low-passed in space. With method `noise`, the twin is shown
     white noise and the frames before each bin are averaged, weighted by its rate, as one does with spikes.
 
     Where the recording is at hand, its own response-triggered average stands beside that of the twin's predictions of
@@ -38,12 +38,12 @@ class ReceptiveField(Experiment):
         description="Around what the rate is linearised: pieces of the training stimulus (natural), or noise whose "
         "amplitude falls as 1/f; auto: natural where the recording is at hand.",
     )
-    n_movies: PositiveInt = Field(64, description="Movies around which the rate is linearised.")
+    n_movies: PositiveInt = Field(256, description="Movies around which the rate is linearised.")
     n_frames: PositiveInt = Field(20_000, description="noise: frames of white noise shown.")
     contrast: float = Field(0.3, gt=0, le=1, description="Of noise: standard deviation over the screen's amplitude.")
     n_filters: PositiveInt = Field(2, description="Dimensions of the subspace; 2 are what a complex cell needs.")
-    blur: NonNegative = Field(
-        0.0, description="Standard deviation, pixels, of a Gaussian that smooths the filters in space."
+    cutoff: NonNegative = Field(
+        0.25, description="Filters are low-passed by exp(−(f/cutoff)⁴), f in cycles per pixel; 0: they are not."
     )
     recorded: bool = Field(True, description="Also average the recording itself, where it is at hand.")
     seed: int = Field(0, description="Of the movies.")
@@ -88,8 +88,7 @@ class ReceptiveField(Experiment):
             movies = noise_movies(group.screen, *size, rng, contrast=self.contrast, exponent=1.0)
         subspaces, linear = [], []
         for samples in gradients(presenter, group, index, movies.to(presenter.twin.like)):
-            if self.blur:
-                samples = gaussian_filter(samples, (0, 0, 0, self.blur, self.blur))
+            samples = low_passed(samples, self.cutoff)
             subspaces.append(tuple(leading_subspace(samples, self.n_filters)))
             linear.append(samples.mean(0))
         return subspaces, np.stack(linear)
@@ -109,8 +108,7 @@ class ReceptiveField(Experiment):
             seen += chunk
         scale = seen * (self.contrast * group.screen.amplitude) ** 2
         linear = (total / scale).reshape(-1, context + 1, *group.screen.frame_shape)
-        if self.blur:
-            linear = gaussian_filter(linear, (0, 0, 0, self.blur, self.blur))
+        linear = low_passed(linear, self.cutoff)
         norms = np.sqrt((linear**2).sum((1, 2, 3, 4), keepdims=True)).clip(1e-300)
         return [((one / norm)[None], np.ones(1)) for one, norm in zip(linear, norms, strict=True)], linear
 

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,14 @@ from training.train_ddp_multidataset import main as train
 
 FILES = Path(__file__).parents[1] / "data" / "dialect"
 NAME = "ada_2024-05-01"
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The commands set up logging, to a stream that ends with the test."""
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before
 
 
 @pytest.fixture
@@ -294,8 +303,8 @@ def test_history_is_the_responses_as_they_are(tmp_path):
     history = {"source": "robs", "ops": [{"select_units": {"indices": "cids"}}], "expose_as": "history"}
     assert loaded(tmp_path, {"transforms": {"history": history}})
     for change, message in (
-        ({"ops": [{"smooth": 1.0}]}, "the operation 'smooth' is not possible for history"),
-        ({"source": "stim"}, "source 'stim' is not possible for history"),
+        ({"ops": [{"smooth": 1.0}]}, "transforms.history: smooth is not possible, the history encoder reads"),
+        ({"source": "stim"}, "transforms.history: history is made of the responses; set source: robs"),
     ):
         with pytest.raises(ConfigError, match=message):
             loaded(tmp_path, {"transforms": {"history": history | change}})

@@ -1,5 +1,8 @@
 """Config files that cannot be: each ends with one line that says where and why, and never with a traceback."""
 
+import logging
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -65,6 +68,14 @@ MODELS = {
         "modulator: {type: film, params: {encoder_params: {dims: [100000, 100000]}}}", "GiB in training"
     ),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The commands set up logging, to a stream that ends with the test."""
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before
 
 
 @pytest.fixture

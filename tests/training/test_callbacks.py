@@ -172,7 +172,8 @@ def session_of(exposure: bool) -> Prepared:
     return Prepared(
         spec=spec, source=rng.integers(0, 255, (n_bins, 6, 5)).astype(np.uint8), frame=np.arange(n_bins),
         responses=counts, mask=mask, n_valid=mask.sum(axis=1), trial=np.arange(n_bins) // 20,
-        split=np.repeat([0, 1], 20).astype(np.int8), run_start=np.repeat([0, 20], 20), run_stop=np.repeat([20, 40], 20), contrast=np.ones(n_bins, np.float32), repeat_id=np.full(n_bins, -1),
+        split=np.repeat([0, 1], 20).astype(np.int8), run_start=np.repeat([0, 20], 20),
+        run_stop=np.repeat([20, 40], 20), contrast=np.ones(n_bins, np.float32), repeat_id=np.full(n_bins, -1),
         exposure=np.full(n_bins, 2, np.float32) if exposure else None, **sums,
     )  # fmt: skip
 
@@ -230,13 +231,13 @@ def test_predictions_are_those_of_the_units_with_most_spikes(tmp_path, monkeypat
 def test_what_is_drawn_of_each_readout(tmp_path, monkeypatch, readout):
     drawn = {}
     monkeypatch.setattr(plots, "png", lambda figure: b"")
-    monkeypatch.setattr(plots, "readout_maps", lambda maps, labels: drawn.update(maps=maps, labels=labels))
-    monkeypatch.setattr(plots, "temporal_kernels", lambda kernels, bin_rate: drawn.update(kernels=kernels))
+    monkeypatch.setattr(plots, "readout_maps", lambda maps, labels, **_: drawn.update(maps=maps, labels=labels))
+    monkeypatch.setattr(plots, "temporal_kernels", lambda kernels, bin_rate, **_: drawn.update(kernels=kernels))
     prepared = session_of(exposure=False)
     twin = twin_of(prepared, readout)
     log_epochs(ModelLogging(tmp_path, fast_interval=1, slow_interval=9), prepared, twin, 1)
     np.testing.assert_array_equal(drawn["kernels"], twin.frontend.weight.detach()[:, 0, :, 0, 0])
-    if readout in ("point", "attention"):
+    if readout in ("point", "attention", "linear"):  # the linear one pools over space
         assert "maps" not in drawn
     else:
         assert drawn["maps"].shape == (3, 6, 5) and drawn["labels"] == ["4", "7", "9"]
@@ -244,7 +245,7 @@ def test_what_is_drawn_of_each_readout(tmp_path, monkeypatch, readout):
 
 def test_kernels_in_space_are_drawn_where_they_are_strongest(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(plots, "temporal_kernels", lambda kernels, bin_rate: drawn.update(kernels=kernels))
+    monkeypatch.setattr(plots, "temporal_kernels", lambda kernels, bin_rate, **_: drawn.update(kernels=kernels))
     monkeypatch.setattr(plots, "readout_maps", lambda *args, **kwargs: None)
     monkeypatch.setattr(plots, "png", lambda figure: b"")
     prepared = session_of(exposure=False)
@@ -264,3 +265,38 @@ def test_a_session_without_validation_is_said(tmp_path, caplog):
     prepared.split[:] = 0
     log_epochs(ModelLogging(tmp_path, fast_interval=9, slow_interval=1), prepared, twin, 1)
     assert "s has no validation bins" in caplog.text
+
+
+def test_repeats_in_validation_give_a_psth_of_the_unit_that_responds_most(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "psth", lambda *args, **kwargs: drawn.update(args=args, **kwargs))
+    monkeypatch.setattr(plots, "png", lambda figure: b"")
+    prepared = session_of(exposure=False)
+    repeats = np.full(40, -1)
+    repeats[24:28] = repeats[30:34] = np.arange(4)
+    prepared = replace(prepared, repeat_id=repeats)
+    twin = twin_of(prepared, "gaussian")
+    log_epochs(ModelLogging(tmp_path, fast_interval=9, slow_interval=1), prepared, twin, 1)
+    valid = np.where(prepared.mask, prepared.responses, np.nan)
+    unit = int(np.nansum(valid[repeats >= 0], axis=0).argmax())
+    responses, predicted = drawn["args"]
+    for frame in range(4):
+        seen = [value for value in valid[np.flatnonzero(repeats == frame), unit] if not np.isnan(value)]
+        assert [value for value in responses[:, frame] if not np.isnan(value)] == seen
+    rates = twin.predict(prepared.source[20:], session=0, bin_rate=60.0)[:, unit]
+    both = np.stack([np.where(prepared.mask[start : start + 4, unit], rates[start - 20 : start - 16], np.nan)
+                     for start in (24, 30)])  # fmt: skip
+    np.testing.assert_allclose(predicted, np.nanmean(both, axis=0), rtol=1e-4)
+    assert f"unit {prepared.spec.unit_ids[unit]}" in drawn["label"] and "epoch 1" in drawn["label"]
+
+
+def test_figures_have_titles_and_scales():
+    kernels = plots.temporal_kernels(np.ones((2, 3)), bin_rate=60.0, title="kernels, epoch 2")
+    maps = plots.readout_maps(np.stack([np.eye(3), -2 * np.eye(3)]), labels=["4", "7"], title="readouts, epoch 2")
+    traces = plots.traces(np.ones((5, 1)), np.ones((5, 1)), bin_rate=60.0, labels=["4"], title="validation, epoch 2")
+    assert [figure.get_suptitle() for figure in (kernels, maps, traces)] == [
+        "kernels, epoch 2", "readouts, epoch 2", "validation, epoch 2",
+    ]  # fmt: skip
+    assert [axes.get_title() for axes in maps.axes[:2]] == ["4: ±1", "7: ±2"]
+    assert maps.axes[-1].get_xlabel() == "share of the largest value of the unit"
+    assert "Hz" in traces.axes[0].get_ylabel() and "(ms)" in kernels.axes[0].get_xlabel()

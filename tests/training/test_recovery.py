@@ -22,7 +22,7 @@ def test_an_ln_model_recovers_the_filters_of_ln_units(tmp_path):
     model_config = ModelConfig.model_validate(
         {
             "frontend": {"type": "learnable_temporal", "params": {"kernel_size": n_lags, "num_channels": 4}},
-            "readout": {"type": "linear"},
+            "readout": {"type": "pixels"},
         }
     )
     data = MultiDatasetDM([config], batch_size=1000, clip_len=100, steps_per_epoch=60)

@@ -125,3 +125,14 @@ def table():
         return Table.concatenate(parts)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def made_runs(tmp_path_factory) -> Path:
+    """Runs with all that a report shows: a and b of 20 units, of which two changed in b, and big of 1,000."""
+    build = runpy.run_path(str(Path(__file__).parents[2] / "builders/report_run.py"))["build_run"]
+    root = tmp_path_factory.mktemp("runs")
+    build(root / "a", sessions=2, units=10)
+    build(root / "b", sessions=2, units=10, shift=0.1)
+    build(root / "big", sessions=10, units=100)
+    return root

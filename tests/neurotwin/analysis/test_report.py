@@ -1,13 +1,19 @@
 """The closing table, from folders as a run writes them."""
 
-import base64
 import json
 import re
 
 import numpy as np
 import pytest
 
-from neurotwin.analysis.report import html_page, load_run, markdown_table, report_rows, summary_text, text_table
+from neurotwin.analysis.report import (
+    distinct_names,
+    load_run,
+    markdown_table,
+    report_rows,
+    summary_text,
+    text_table,
+)  # fmt: skip
 from neurotwin.metrics import EvaluationError
 
 
@@ -58,16 +64,33 @@ def test_text_is_aligned_and_markdown_has_a_cell_each(write_run, tmp_path):
     assert table[1].startswith("| :-- | --: |")
 
 
-def test_the_page_stands_alone(write_run, tmp_path):
-    runs = [write_run(tmp_path / "a", "ln <&>"), write_run(tmp_path / "b", "ln <&>"), write_run(tmp_path / "c", "x")]
-    page = html_page(runs, title="My & runs")
-    assert "<title>My &amp; runs</title>" in page and "<&>" not in page
-    assert "ln &lt;&amp;&gt; (a)" in page and "ln &lt;&amp;&gt; (b)" in page  # runs of one model are told apart
-    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page) and "@import" not in page
-    images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 4  # learning curves, and units of each run
-    assert all(base64.b64decode(image).startswith(b"\x89PNG") for image in images)
-    assert 'alt="' in page
+def test_runs_of_one_name_are_told_apart(write_run, tmp_path):
+    for part in ("x", "y"):
+        (tmp_path / part).mkdir()
+    runs = [write_run(tmp_path / "x/run", "ln"), write_run(tmp_path / "y/run", "ln"), write_run(tmp_path / "c", "cnn")]
+    assert distinct_names(runs) == ["ln (x/run)", "ln (y/run)", "cnn"]
+    assert len(set(distinct_names([runs[0], runs[0], runs[1]]))) == 3  # also where one folder is given twice
+
+
+def test_test_figures_stand_beside_those_of_validation(write_run, table, tmp_path):
+    run = write_run(tmp_path / "a", "ln")
+    test = table(["a_1", "a_1", "b_1"], [3, 7, 3], bps=[0.1, 0.3, 0.6])
+    (row,) = report_rows([run], [test])
+    assert row["test BPS"] == "0.400" and list(row).index("test BPS") == list(row).index("median BPS") + 1
+    assert "test BPS" not in report_rows([run])[0]
+
+
+@pytest.mark.parametrize(("file", "content", "note"), [
+    ("units.csv", "session,unit_id\n", "table of units cannot be read"),
+    ("units.csv", None, "no units.csv"),
+    ("metrics.csv", "epoch,val_bps\n1,high\n", "learning curves cannot be read"),
+])  # fmt: skip
+def test_what_a_folder_lacks_is_a_sentence(write_run, tmp_path, file, content, note):
+    write_run(tmp_path / "a", "ln")
+    path = tmp_path / "a" / file
+    path.unlink() if content is None else path.write_text(content)
+    run = load_run(tmp_path / "a")
+    assert note in " ".join(run.notes) and report_rows([run])
 
 
 def test_curves_leave_gaps(write_run, tmp_path):

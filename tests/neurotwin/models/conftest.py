@@ -78,7 +78,7 @@ COMPONENTS = {
     **{kind: part("recurrent", kind, hidden_dim=3, n_layers=2) | part("readout", "linear") for kind in ("gru", "lstm")},
     **{
         f"readout {kind}": part("readout", kind) | vanilla()
-        for kind in ("gaussian", "gaussianei", "linear", "factorized", "point", "attention")
+        for kind in ("gaussian", "gaussianei", "linear", "pixels", "factorized", "point", "attention")
     },
     "predicted points": part("readout", "point", predict_positions=True),
     **{

@@ -48,6 +48,22 @@ def test_blur_pool_is_scipys_binomial_filter(stride, maps, generator, rand):
     assert pool.outputs.step == stride[0]
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("soft", [True, False])
+def test_a_blur_with_a_gate_is_the_gated_pool_with_a_blur_over_time(stride, soft, maps, generator, rand):
+    """`r` and `use_soft` mean what they mean for se_pool, whose own test is a loop; over time the blur comes first."""
+    blur = make_pool({"type": "aablur", "stride": stride, "r": 2, "use_soft": soft}, maps(4), generator=generator)
+    gated = make_pool({"type": "se_pool", "stride": [1, stride, stride], "r": 2, "use_soft": soft}, maps(4),
+                      generator=generator)  # fmt: skip
+    gated.load_state_dict(blur.state_dict())
+    x = rand(2, 4, 5, 9, 7)
+    blurred = x if stride == 1 else (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+    torch.testing.assert_close(blur(x), gated(blurred))
+    assert blur.outputs.step == stride and (blur.context, len(list(blur.parameters()))) == (2 * (stride - 1), 4)
+    plain = make_pool({"type": "aablur", "stride": stride}, maps(4), generator=generator)
+    assert not list(plain.parameters()) and (blur(x) - plain(x)).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("soft", [True, False])
 @pytest.mark.parametrize("blur", [True, False])
 def test_squeeze_excite_pool_by_loops(soft, blur, maps, generator, rand):

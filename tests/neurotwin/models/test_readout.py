@@ -72,9 +72,9 @@ def test_the_narrowest_gaussian_is_half_a_pixel_along_each_axis(height, width, m
         (x, y), theta = readout.mean[u].tolist(), readout.theta[u].item()
         expected = np.zeros((height, width))
         for i, j in np.ndindex(height, width):
-            dx, dy = (2 * j + 1) / width - 1 - x, (2 * i + 1) / height - 1 - y
+            dx, dy = j - (width - 1) / 2 - x, i - (height - 1) / 2 - y
             along, across = np.cos(theta) * dx + np.sin(theta) * dy, np.cos(theta) * dy - np.sin(theta) * dx
-            expected[i, j] = np.exp(-((along * width) ** 2 + (across * height) ** 2) / 2)
+            expected[i, j] = np.exp(-((2 * along) ** 2 + (2 * across) ** 2) / 2)
         np.testing.assert_allclose(weights[u], expected / expected.sum(), atol=1e-12)
 
 
