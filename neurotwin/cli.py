@@ -316,6 +316,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
+    _data_commands(command)
+    _model_commands(command)
+    sub = command("schema", schema)
+    sub.add_argument("folder", nargs="?", default="schemas", help="where they are written (%(default)s)")
+    return parser
+
+
+def _data_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Commands on recordings."""
     sub = command("simulate", simulate)
     sub.add_argument("folder", nargs="?", default="data/demo", help="where sessions are written (%(default)s)")
     sub.add_argument("--sessions", nargs="+", choices=list(DEMO_SESSIONS), help="default: all")
@@ -349,6 +358,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
     sub.add_argument("--html", metavar="FILE", help="also write a page, which needs no other file")
 
+
+def _model_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Commands on trained models and runs."""
     sub = command("evaluate", evaluate_checkpoint)
     sub.add_argument("checkpoint", help="training checkpoint (.ckpt) or saved model (.safetensors)")
     sub.add_argument("--split", default="val", choices=SPLITS, help="part of the data (%(default)s)")
@@ -382,10 +394,6 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance", type=_number(float, 0, 1e9), default=1e-6, help="relative to figures above 1 (%(default)s)"
     )
     sub.add_argument("--worst", type=_number(int, 0, 10**6), default=10, help="differences to list (%(default)s)")
-
-    sub = command("schema", schema)
-    sub.add_argument("folder", nargs="?", default="schemas", help="where they are written (%(default)s)")
-    return parser
 
 
 def _progress(index: int, number: int, name: str) -> None:

@@ -80,7 +80,7 @@ def convert_recordings(
 ) -> list[Outcome]:
     """Convert recordings to session files.
 
-    A source that was converted before is left as it is, unless its files or the options have changed; its session file
+    A source that was converted before is left as it is, unless its files or the options have changed: a session file
     keeps their sizes and times in `info`. A source that fails does not stop the others.
 
     Parameters
@@ -112,14 +112,9 @@ def convert_recordings(
     paths = expand_sources(sources)
     _check_request(paths, target, options, jobs)
     made = _made_before(target)
-    outcomes: dict[Path, Outcome] = {}
-    tasks = []
-    for path in paths:
-        planned = _plan(path, target, format, options, made, force)
-        if isinstance(planned, Outcome):
-            outcomes[path] = planned
-        else:
-            tasks.append(planned)
+    planned = {path: _plan(path, target, format, options, made, force) for path in paths}
+    outcomes = {path: plan for path, plan in planned.items() if isinstance(plan, Outcome)}
+    tasks = [plan for plan in planned.values() if not isinstance(plan, Outcome)]
     with ProgressDisplay("converting") as display:
         for outcome in outcomes.values():
             if outcome.state == "unchanged":

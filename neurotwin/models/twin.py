@@ -100,13 +100,7 @@ class TwinModel(Network):
         """
         if is_recording(stimulus):
             recorded = self._open(stimulus, behavior, responses, session, bin_rate, part, chunk)
-            shape = recorded.prepared.responses.shape
-            rates, streamer = np.full(shape, np.nan, np.float32), Streamer(self)
-            with evaluating(self):
-                for sample, bins in recorded.clips(self.context, chunk):
-                    predicted = streamer(sample.clip.to(self.like.device)).cpu().numpy()
-                    rates[bins[bins >= 0]] = predicted[bins >= 0]
-            return Prediction(rates=rates, mask=recorded.mask(rates), **recorded.known)
+            return self._predict_recording(recorded, chunk)
         movie = self._open_movie(stimulus, behavior, responses, session, bin_rate, part, chunk)
         if self.takes_history and responses is None:
             raise ValueError("this model sees spike history; give responses, or draw them with sample()")
@@ -193,6 +187,14 @@ class TwinModel(Network):
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
         save_arrays(path, arrays, {"format": TWIN_FORMAT, "twin": json.dumps(self.describe())})
         return Path(path)
+
+    def _predict_recording(self, recorded: RecordedSession, chunk: int) -> Prediction:
+        rates, streamer = np.full(recorded.prepared.responses.shape, np.nan, np.float32), Streamer(self)
+        with evaluating(self):
+            for sample, bins in recorded.clips(self.context, chunk):
+                predicted = streamer(sample.clip.to(self.like.device)).cpu().numpy()
+                rates[bins[bins >= 0]] = predicted[bins >= 0]
+        return Prediction(rates=rates, mask=recorded.mask(rates), **recorded.known)
 
     def _open(
         self, given: Predictable, behavior: Any, responses: Any, session: str | int | None, bin_rate: float | None,
