@@ -13,7 +13,7 @@ import yaml
 
 from neurotwin.config import json_schemas
 
-__all__ = ["GOOD_DATASETS", "GOOD_MODELS", "HOSTILE", "SchemaFiles", "keys_of", "strange_text"]
+__all__ = ["GOOD_DATASETS", "GOOD_MODELS", "HOSTILE", "SchemaFiles", "damage", "keys_of", "strange_text"]
 
 HOSTILE = (
     None, True, False, 0, -1, 1, 2, 3, 7, 64, 10**6, 10**12, -(10**12), 10**30, 0.5, -0.5, 1.0, 1e-300, 1e9, 1e300,
@@ -215,6 +215,30 @@ def strange_text(random: Random) -> tuple[str, str]:
     }  # fmt: skip
     what = random.choice(sorted(texts))
     return texts[what], what
+
+
+def damage(content: bytes, random: Random) -> tuple[bytes, str]:
+    """A file's content with something wrong, and what."""
+    action = random.choice(("bit", "bit", "bit", "cut", "byte", "insert", "repeat", "zeros", "empty", "other", "head"))
+    # A safetensors header is small beside the arrays: half of the damage is done to the first thousand bytes.
+    end = len(content) if random.random() < 0.5 else min(len(content), 1000)
+    at = random.randrange(max(1, end))
+    changed = bytearray(content)
+    if action == "bit":
+        changed[at] ^= 1 << random.randrange(8)
+    elif action == "byte":
+        changed[at] = random.randrange(256)
+    elif action == "insert":
+        changed[at:at] = random.randbytes(random.randrange(1, 9))
+    elif action == "zeros":
+        changed[at : at + 200] = bytes(len(changed[at : at + 200]))
+    elif action == "repeat":
+        changed += changed[at:]
+    elif action == "head":
+        changed = changed[at:]
+    else:
+        changed = {"cut": changed[:at], "empty": bytearray(), "other": bytearray(random.randbytes(300))}[action]
+    return bytes(changed), f"{action} at {at}"
 
 
 _WORDS = (
