@@ -25,12 +25,17 @@ from benchmarks.fuzz_cases import KINDS, Lab, Refused
 from neurotwin.cli import USER_ERRORS
 from neurotwin.config import ConfigError
 
-__all__ = ["Outcome", "main", "one_try", "tabulate", "try_many"]
+__all__ = ["HangError", "Outcome", "main", "one_try", "tabulate", "try_many"]
 
 DOCS = Path(__file__).parent.parent / "docs" / "reliability.md"
 _MARKS = ("<!-- fuzzing: python -m benchmarks.fuzz --tries 5000 --write-docs -->", "<!-- end of fuzzing -->")
 _LONGEST = 60  # s; a try that takes longer hangs, which counts as a traceback
 _OUTCOMES = ("accepted", "refused", "traceback", "wrong")
+
+
+class HangError(Exception):
+    """A try takes far too long; not an error that any code under test handles."""
+
 
 Outcome = tuple[str, str]
 """One of "accepted", "refused", "traceback" and "wrong"; and what was said."""
@@ -87,7 +92,7 @@ def _limited() -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"still running after {_LONGEST} s")
+        raise HangError(f"still running after {_LONGEST} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, _LONGEST)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.fuzz_files import GOOD_MODELS, SchemaFiles
+from benchmarks.fuzz_files import GOOD_MODELS, SchemaFiles, damage
 from neurotwin import cli
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.analysis.report import load_run, report_rows, summary_text
@@ -383,30 +383,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 """How each file is read."""
 _SEALED = ("twin.safetensors", "last.ckpt", "session", "prepared")
-
-
-def damage(content: bytes, random: Random) -> tuple[bytes, str]:
-    """A file's content with something wrong, and what."""
-    action = random.choice(("bit", "bit", "bit", "cut", "byte", "insert", "repeat", "zeros", "empty", "other", "head"))
-    # A safetensors header is small beside the arrays: half of the damage is done to the first thousand bytes.
-    end = len(content) if random.random() < 0.5 else min(len(content), 1000)
-    at = random.randrange(max(1, end))
-    changed = bytearray(content)
-    if action == "bit":
-        changed[at] ^= 1 << random.randrange(8)
-    elif action == "byte":
-        changed[at] = random.randrange(256)
-    elif action == "insert":
-        changed[at:at] = random.randbytes(random.randrange(1, 9))
-    elif action == "zeros":
-        changed[at : at + 200] = bytes(len(changed[at : at + 200]))
-    elif action == "repeat":
-        changed += changed[at:]
-    elif action == "head":
-        changed = changed[at:]
-    else:
-        changed = {"cut": changed[:at], "empty": bytearray(), "other": bytearray(random.randbytes(300))}[action]
-    return bytes(changed), f"{action} at {at}"
 
 
 def damaged_file(lab: Lab, random: Random) -> tuple[str, Attempt]:

@@ -13,7 +13,7 @@ import yaml
 
 from neurotwin.config import json_schemas
 
-__all__ = ["GOOD_DATASETS", "GOOD_MODELS", "HOSTILE", "SchemaFiles", "keys_of", "strange_text"]
+__all__ = ["GOOD_DATASETS", "GOOD_MODELS", "HOSTILE", "SchemaFiles", "damage", "keys_of", "strange_text"]
 
 HOSTILE = (
     None, True, False, 0, -1, 1, 2, 3, 7, 64, 10**6, 10**12, -(10**12), 10**30, 0.5, -0.5, 1.0, 1e-300, 1e9, 1e300,
@@ -117,6 +117,9 @@ class SchemaFiles:
             return schema["const"]
         if "enum" in schema:
             return random.choice(schema["enum"])
+        branches = [part for part in schema.get("allOf", ()) if "then" in part]
+        if branches:
+            return self._part(schema, random.choice(branches), random, depth)
         if options := schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"):
             return self.instance(random.choice(options), random, depth)
         kind = schema.get("type")
@@ -135,8 +138,15 @@ class SchemaFiles:
         plain = {"boolean": random.random() < 0.5, "null": None, "string": random.choice(_WORDS)}
         return plain[kind] if kind in plain else random.choice(HOSTILE)
 
+    def _part(self, schema: Any, branch: Any, random: Random, depth: int) -> Any:
+        """A component: a type, and the parameters that this type has."""
+        plain = {key: value for key, value in schema.items() if key != "allOf"}
+        known = {**schema.get("properties", {}), **branch["if"]["properties"], **branch["then"]["properties"]}
+        needed = [*schema.get("required", []), "type", "params"]
+        return self._mapping(plain | {"properties": known, "required": needed}, random, depth)
+
     def _mapping(self, schema: Any, random: Random, depth: int) -> dict[str, Any]:
-        needed, share = schema.get("required", []), 0.25 if depth else 0.15
+        needed, share = schema.get("required", []), 0.4 if depth else 0.25
         known = schema.get("properties", {})
         least = min((self.tried[key] for key in known), default=0)
         chosen = [k for k in known if k in needed or random.random() < (share if self.tried[k] > least else 0.5)]
@@ -162,7 +172,7 @@ class SchemaFiles:
         if action < 0.8:
             holder[key] = _copy(random.choice(HOSTILE))
             return f"{key}: {str(holder[key])[:60]}"
-        value = holder.pop(key)
+        value = holder.pop(key, None)
         if action < 0.9:
             holder[key[:-1] + random.choice("xs_")] = value
             return f"{key} misspelt"
@@ -205,6 +215,30 @@ def strange_text(random: Random) -> tuple[str, str]:
     }  # fmt: skip
     what = random.choice(sorted(texts))
     return texts[what], what
+
+
+def damage(content: bytes, random: Random) -> tuple[bytes, str]:
+    """A file's content with something wrong, and what."""
+    action = random.choice(("bit", "bit", "bit", "cut", "byte", "insert", "repeat", "zeros", "empty", "other", "head"))
+    # A safetensors header is small beside the arrays: half of the damage is done to the first thousand bytes.
+    end = len(content) if random.random() < 0.5 else min(len(content), 1000)
+    at = random.randrange(max(1, end))
+    changed = bytearray(content)
+    if action == "bit":
+        changed[at] ^= 1 << random.randrange(8)
+    elif action == "byte":
+        changed[at] = random.randrange(256)
+    elif action == "insert":
+        changed[at:at] = random.randbytes(random.randrange(1, 9))
+    elif action == "zeros":
+        changed[at : at + 200] = bytes(len(changed[at : at + 200]))
+    elif action == "repeat":
+        changed += changed[at:]
+    elif action == "head":
+        changed = changed[at:]
+    else:
+        changed = {"cut": changed[:at], "empty": bytearray(), "other": bytearray(random.randbytes(300))}[action]
+    return bytes(changed), f"{action} at {at}"
 
 
 _WORDS = (

@@ -21,7 +21,7 @@ from .analysis.report import load_run, markdown_table, report_rows, summary_text
 from .analysis.report_data import gather, stored
 from .analysis.report_page import html_page
 from .analysis.report_units import changes_text
-from .checkpoint_file import CheckpointError
+from .checkpoint_file import CheckpointError, find_checkpoint
 from .config import ConfigError, json_schemas, load_dataset_configs, load_model_config, noticing, registered
 from .data.convert import convert_recordings, parse_options
 from .data.formats import Format, find_format, nwb, read_session
@@ -181,7 +181,7 @@ def evaluate_checkpoint(arguments: argparse.Namespace) -> int:
             for config in configs
         ]
     table = evaluate(twin, prepare(configs), arguments.split, progress=_progress)
-    output = Path(arguments.output or Path(arguments.checkpoint).with_suffix(f".{arguments.split}.csv"))
+    output = Path(arguments.output or find_checkpoint(arguments.checkpoint).with_suffix(f".{arguments.split}.csv"))
     table.write(output)
     print(summary_text(table))
     logger.info("table of %d units: %s", len(table), output)
@@ -279,7 +279,9 @@ class _OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others of the command."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"neurotwin: {' '.join(message.split())}; see {self.prog} --help\n")
+        message = " ".join(message.split())
+        message = message if len(message) <= 300 else f"{message[:300]}..."
+        self.exit(2, f"neurotwin: {message}; see {self.prog} --help\n")
 
 
 def _number(kind: type, least: float, most: float) -> Callable[[str], float]:

@@ -35,6 +35,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_LONGEST = 300  # characters of what is said about a flag
 _MOST = 10**6  # of what is counted by hand: epochs, sessions, bins of a clip
 
 
@@ -53,7 +54,9 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2; one process speaks for all, which have the same flags."""
-        text = f"error: {' '.join(message.split())}; see --help\n"
+        message = " ".join(message.split())
+        message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
+        text = f"error: {message}; see --help\n"
         self.exit(2, None if rank_zero_only.rank else text)
 
 
@@ -189,7 +192,9 @@ FLAGS = (
         {"type": number_type(float, 0, most=1e30)},
     ),
     Flag(
-        "accumulate_grad_batches", _OPTIMISATION, "batches in a step", 1, {"type": number_type(int, 1, most=10**7)}
+        "accumulate_grad_batches", _OPTIMISATION,
+        "batches in a step, as if they were one, except that batch norm's statistics are those of each batch", 1,
+        {"type": number_type(int, 1, most=10**7)},
     ),
     Flag("lr_scheduler", _OPTIMISATION, "how learning rates change", "none", {"choices": schedulers.SCHEDULES}),
     Flag(

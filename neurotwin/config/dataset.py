@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from .base import LARGEST, Names, Strict, nearest
 from .model import Adapter, Readout
@@ -168,6 +168,14 @@ class DatasetConfig(Strict):
     seed: int = Field(1002, ge=0, description="Of the permutation of trials.")
     adapter: Adapter | None = Field(None, description="Overrides the model's.")
     readout: Readout | None = Field(None, description="Overrides the model's.")
+
+    @field_validator("session")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        """The session's prepared file is called by it."""
+        if name and (name.startswith(".") or set(name) & set("/\\\0") or not name.isprintable()):
+            raise ValueError(f"{name!a} must not begin with a dot or hold a slash or break: it is part of file names")
+        return name
 
     @model_validator(mode="after")
     def _check(self) -> "DatasetConfig":

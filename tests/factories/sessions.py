@@ -46,7 +46,8 @@ def full_session(**fields: Any) -> Session:
         "missing_pct": rng.random((240, 4)).astype(np.float32),
         "unit_positions": rng.random((4, 2)).astype(np.float32),
         "unit_labels": {"area": np.array(["V1", "V1", "V4", "MT"]), "quality": np.array(["good", "", "mua", "good"])},
-        "pixels_per_degree": 28.5,
+        "scenes": (rng.integers(0, 256, (20, 30), dtype=np.uint8), rng.integers(0, 256, (25, 20), dtype=np.uint8)),
+        "scene": np.arange(240) % 3 - 1, "scene_offset": (0.5, -0.25), "pixels_per_degree": 28.5,
         "info": {"lab": "x", "citation": "Ünïcode, 2024"},
         "notes": ("two units were left out", "and \"why\""),
     }  # fmt: skip

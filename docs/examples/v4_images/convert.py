@@ -1,6 +1,6 @@
 """Convert the macaque V4 recordings of Cowley et al. to session files: single images, counts summed over repeats.
 
-    python docs/examples/v4_images/convert.py SOURCE [TARGET]
+    python docs/examples/v4_images/convert.py SOURCE [TARGET] [--names NAME ...]
 
 Each image is one bin, and its `trial` is the picture that it shows, so that a picture is on one side of the split only.
 Images 601 to 1200 of two sessions are the test; the same picture anywhere else is marked invalid.
@@ -8,6 +8,7 @@ Images 601 to 1200 of two sessions are the test; the same picture anywhere else 
 
 import argparse
 import io
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from neurotwin import Session
+from neurotwin.data.session import SessionError
 
-__all__ = ["convert", "load_images", "same_picture"]
+__all__ = ["convert", "load_images", "main", "recordings", "same_picture"]
 
 SUBJECTS = {
     "190923": "WE", "190925": "WE", "190927": "WE", "190928": "WE", "190929": "WE", "201025": "PE",
@@ -31,7 +33,12 @@ VALIDATION_SHARE = 0.1
 SAME_PICTURE = 0.95  # correlation of 28 × 28 grey thumbnails above which two images count as one picture
 
 
-def convert(source: Path, target: Path, names: Sequence[str] = tuple(SUBJECTS), limit: int | None = None) -> list[Path]:
+def recordings(source: Path) -> list[str]:
+    """Names of all recordings in a folder: those of which it has counts."""
+    return sorted(path.stem.removeprefix("counts_") for path in source.glob("counts_*.npy"))
+
+
+def convert(source: Path, target: Path, names: Sequence[str] | None = None, limit: int | None = None) -> list[Path]:
     """Write a session file for each recording.
 
     Parameters
@@ -39,12 +46,24 @@ def convert(source: Path, target: Path, names: Sequence[str] = tuple(SUBJECTS), 
     source
         Folder with `images_NAME.zip`, `counts_NAME.npy` and `repeats_NAME.npy`.
     target
-        Folder for `SUBJECT_NAME.safetensors`.
+        Folder for `SUBJECT_NAME.safetensors`; the subject of a recording that is not listed above is "V4".
     names
-        Recordings to convert. The whole set at once, or a picture may be test here and training there.
+        Recordings to convert; None: all. The whole set at once, or a picture may be test here and training there.
     limit
         Use the first images only; None: all.
+
+    Raises
+    ------
+    SessionError
+        If the folder lacks a file of a recording, or its files do not fit together.
     """
+    names = recordings(source) if names is None else list(names)
+    if not names:
+        raise SessionError(f"{source}: holds no counts_NAME.npy; give the folder of the recordings")
+    for name in names:
+        for file in (f"images_{name}.zip", f"counts_{name}.npy", f"repeats_{name}.npy"):
+            if not (source / file).exists():
+                raise SessionError(f"{source}: no {file}; the recordings there are {', '.join(recordings(source))}")
     images = {name: load_images(source / f"images_{name}.zip", limit) for name in names}
     recording = np.repeat(names, [len(images[name]) for name in names])
     row = np.concatenate([np.arange(len(images[name])) for name in names])
@@ -61,7 +80,7 @@ def convert(source: Path, target: Path, names: Sequence[str] = tuple(SUBJECTS), 
     for name in names:
         here = recording == name
         session = Session(
-            name=f"{SUBJECTS[name]}_{name}",
+            name=f"{SUBJECTS.get(name, 'V4')}_{name}",
             stimulus=images[name].transpose(0, 3, 1, 2),
             responses=np.load(source / f"counts_{name}.npy")[:limit],
             exposure=np.load(source / f"repeats_{name}.npy")[:limit],
@@ -93,9 +112,20 @@ def same_picture(images: np.ndarray) -> np.ndarray:
     return connected_components(csr_array(thumbnails @ thumbnails.T > SAME_PICTURE))[1]
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert; 2 with one line where that is not possible."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, help="folder v4_images")
     parser.add_argument("target", type=Path, nargs="?", default="data/v4", help="folder for sessions (%(default)s)")
-    arguments = parser.parse_args()
-    convert(arguments.source, arguments.target)
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="recordings, such as 190923; default: all")
+    arguments = parser.parse_args(argv)
+    try:
+        convert(arguments.source, arguments.target, arguments.names)
+    except (SessionError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

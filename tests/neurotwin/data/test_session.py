@@ -24,6 +24,8 @@ def same(a, b) -> bool:
         return set(a) == set(b) and all(same(a[key], b[key]) for key in a)
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.dtype.kind == b.dtype.kind and a.shape == b.shape and (np.asarray(a) == np.asarray(b)).all()
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and a == b
 
 
@@ -96,7 +98,7 @@ def test_sessions_are_equal_by_value(factory):
             for key in ("responses", "unit_ids", "trial", "repeat_id", "time", "exposure", "true_rate", "missing_pct",
                         "unit_positions")
         },
-        "valid": ~session.valid,
+        "valid": ~session.valid, "scenes": session.scenes[::-1], "scene": session.scene * 0, "scene_offset": (0, 0),
     }  # fmt: skip
     assert set(changed) == {field.name for field in fields(Session)}
     alike = [key for key, value in changed.items() if factory.full_session(**{key: value}) == session]

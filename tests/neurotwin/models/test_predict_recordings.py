@@ -167,6 +167,8 @@ def test_units_are_those_of_the_model_in_its_order(tmp_path):
     assert one.unit_ids == (11, 7)
     np.testing.assert_array_equal(one.rates, two.rates)
     np.testing.assert_array_equal(one.responses, session.responses[one.bins][:, [2, 0]])
+    every, _, _, _ = train(tmp_path / "every", "history", sampling=False)
+    np.testing.assert_array_equal(every.predict(moved).responses, every.predict(session).responses)
     with pytest.raises(SessionError, match=r"cids \[11\] are not among its 2 units"):
         twin.predict(replace(session, responses=session.responses[:, :2], unit_ids=[7, 3]))
 
