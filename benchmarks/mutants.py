@@ -53,9 +53,11 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
         ("left.stat().st_mtime > _STALE", "left.stat().st_mtime > -1"),
         ("        temporary.unlink(missing_ok=True)", "        pass"),
     ],
-    ("neurotwin/data/session.py", "tests/neurotwin/data/test_session.py"): [
+    ("neurotwin/data/fields.py", "tests/neurotwin/data/test_session.py"): [
         ("np.argsort(np.argsort(first))[codes]", "codes"),
-        ("return all(_same(value, getattr(other, key))", "return any(_same(value, getattr(other, key))"),
+    ],
+    ("neurotwin/data/session.py", "tests/neurotwin/data/test_session.py"): [
+        ("return all(_same(getattr(self, f.name)", "return any(_same(getattr(self, f.name)"),
         ("largest = float(np.abs(part, dtype=np.float64).max(initial=0))", "largest = float(part.max(initial=0))"),
         ("np.isfinite(exposure) & (exposure > 0)", "np.isfinite(exposure) & (exposure >= 0)"),
     ],
@@ -89,7 +91,7 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
         ("np.unique(trial[usable & drawn])", "np.unique(trial[drawn])"),
         ("zlib.crc32(name.encode())", "0"),
         ("max(n_train, len(order) - n_test)", "n_train"),
-        ("validates = drawn.any() and config.train_val_split < 1", "validates = True"),
+        ("validates = trains and drawn.any() and config.train_val_split < 1", "validates = True"),
     ],
     ("neurotwin/data/transforms.py", "tests/neurotwin/data/test_transforms.py"): [
         ("prepend=np.take(part, [0], axis=self.axis)", "prepend=0"),
@@ -119,7 +121,7 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
          "runs[: max(1, kept)]"),
         ("(bins[:, before:] < stops[:, None])", "(bins[:, before:] <= stops[:, None])"),
         ("np.clip(bins, prepared.run_start[starts][:, None],", "np.clip(bins, 0,"),
-        ("bins - prepared.run_start >= prepared.spec", "bins - prepared.run_start > prepared.spec"),
+        ("usable = bins - prepared.run_start >= max(", "usable = bins - prepared.run_start > max("),
         ("carries=offset > 0", "carries=False"),
         ("counts = -(-(stretches[:, 1] - stretches[:, 0]) // length)",
          "counts = (stretches[:, 1] - stretches[:, 0]) // length"),
@@ -174,7 +176,7 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
     ("neurotwin/models/readout.py", "tests/neurotwin/models/test_readout.py"): [
         ("(cos * away[..., 1] - sin * away[..., 0])", "(cos * away[..., 1] + sin * away[..., 0])"),
         ("(maps * self.features.abs())", "(maps * self.features)"),
-        ("(2 * torch.arange(size) + 1) / size - 1", "2 * torch.arange(size) / size - 1"),
+        ("torch.arange(size) - (size - 1) / 2 for size", "torch.arange(size) - size / 2 for size"),
         ("self.query) / sqrt(width)", "self.query)"),
     ],
     ("neurotwin/models/norms.py", "tests/neurotwin/models/test_norms.py"): [
@@ -249,8 +251,8 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
         ("count=int(self.table.count[rows].sum())", "count=int(self.table.count[own].sum())"),
     ],
     ("neurotwin/config/dataset.py", "tests/neurotwin/test_config.py"): [
-        ("range(int(match[1]), min(int(match[2]), _MOST_LAGS) + 1)",
-         "range(int(match[1]), min(int(match[2]), _MOST_LAGS))"),
+        ("range(int(match[1]), min(int(match[2]), LARGEST) + 1)",
+         "range(int(match[1]), min(int(match[2]), LARGEST))"),
     ],
 }  # fmt: skip
 

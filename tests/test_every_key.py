@@ -23,6 +23,7 @@ from neurotwin.config import (
     registered,
     unread_keys,
 )
+from neurotwin.config.notices import noticing
 from neurotwin.models import TwinModel
 from neurotwin.models.norms import NormParams
 from neurotwin.models.parameters import describe_parameters
@@ -77,7 +78,9 @@ CONTEXTS: dict[str, dict[str, Any]] = {
 """What else a key needs to have an effect, beside it or (../) above it; by the end of its path."""
 
 NOTICED = {
+    "feature_dim": "the features say how wide they are",
     "n_units": "the session says how many units there are",
+    "sampling_rate": "it is a label, and the data say their own rate",
     "causal": "clips bring the frames that a window would have to make up, so both kinds of block consume them",
     "frontend learnable_temporal.padding_mode": "nothing is padded",
 }
@@ -87,6 +90,12 @@ ONE_VALUE = {
     "frontend temporal_basis.causal",
     "frontend learnable_temporal.causal",
     "frontend learnable_temporal.padding",
+    "convnet densenet.dim",
+    "convnet resnet.dim",
+    "convnet vanilla.dim",
+    "modulator convgru.num_groups",
+    "modulator convgru.use_depthwise",
+    "modulator convgru.use_grouped",
 }
 """Keys that can have their default only."""
 
@@ -317,7 +326,7 @@ def verdict(fingerprint) -> Callable[[Key], str]:
             if changed.model_dump_json() == told:
                 continue
             try:
-                with recording_reads() as reads:
+                with noticing() as notices, recording_reads() as reads:
                     numbers = fingerprint(changed)
             except ConfigError as error:
                 found.add("refused" if key.name in str(error) else "impossible")
@@ -327,7 +336,9 @@ def verdict(fingerprint) -> Callable[[Key], str]:
             if numbers != known[told]:
                 return "acts"
             idle = unread_keys(changed, reads)
-            found.add("noticed" if any(f"{key.dotted}.".startswith(f"{name}.") for name in idle) else "silent")
+            said = any(f" {key.dotted} " in f"{line} " for line in notices.lines())
+            said = said or any(f"{key.dotted}.".startswith(f"{name}.") for name in idle)
+            found.add("noticed" if said else "silent")
         return next(word for word in ("refused", "noticed", "silent", "impossible", "one value") if word in found)
 
     return judge

@@ -314,5 +314,5 @@ class Presenter:
         if not self.twin.takes_history:
             return None
         if isinstance(self.asked, str) and self.asked == "median" and index in self.prepared:
-            return torch.from_numpy(self.prepared[index].statistics().mean).float()
+            return self.prepared[index].statistics().mean.float()
         return torch.zeros(self.spec(index).n_units)

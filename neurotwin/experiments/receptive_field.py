@@ -117,7 +117,7 @@ def _averages(presenter: Presenter, index: int) -> tuple[np.ndarray, np.ndarray]
     """Response-triggered averages of the training bins: of the recording, by halves of the trials, (2, U, T, C, H, W),
     and of the twin's predictions of the same bins, (U, T, C, H, W); in responses × units of pixel."""
     data, twin = presenter.prepared[index], presenter.twin
-    context, mean = twin.context, data.statistics().mean
+    context, mean = twin.context, data.statistics().mean.numpy()
     shape = (3, data.n_units, context + 1, int(np.prod(data.spec.frame_shape)))
     sums = np.zeros(shape, np.float32)
     grey = presenter.screen(index).grey
