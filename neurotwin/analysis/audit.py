@@ -95,7 +95,7 @@ def audit(recordings: Sequence[Recording], *, known: Sequence[tuple[str, Picture
 
     Examples
     --------
-    >>> from neurotwin.data import Session
+    >>> from neurotwin.data.session import Session
     >>> rng = np.random.default_rng(0)
     >>> movie = rng.integers(0, 256, (400, 12, 12)).astype(np.uint8)
     >>> counts = rng.poisson(1, (400, 2))

@@ -330,6 +330,7 @@ def test_normalisation_of_a_basis_over_the_stimulus_is_that_of_the_training_part
 def test_a_width_of_bins_that_contradicts_the_data_is_said(lab):
     parent = yaml.safe_load((lab / "configs" / "parent.yaml").read_text())
     parent["transforms"]["eyevel"]["ops"][-1]["temporal_basis"]["bin_size_ms"] = 4.1667
+    parent["transforms"]["robs"]["ops"] = []  # a history of smoothed responses is refused
     (lab / "configs" / "parent.yaml").write_text(yaml.safe_dump(parent))
     with noticing() as notices:
         configs = load_dataset_configs(lab / "configs" / "parent.yaml", data_dir=lab / "recordings")
@@ -404,6 +405,13 @@ def test_a_lab_s_files_train(model, lab, capsys, monkeypatch):
     monkeypatch.setenv("NEUROTWIN_CACHE", str(lab / "cache"))
     runs = ["--checkpoint_dir", f"{lab}/runs", "--experiment_name", "run", "--max_epochs", "1", "--logger", "csv"]
     steps = ["--steps_per_epoch", "2", "--batch_size", "64", "--clip_len", "8", "--accelerator", "cpu"]
+    if (
+        model == "history.yaml"
+    ):  # the history of responses that smoothing has mixed with later ones would hold the answer
+        assert train([*arguments(lab, model), *runs, *steps]) == 2
+        assert "smooth puts later responses into earlier bins" in capsys.readouterr().err
+        parent = (lab / "configs" / "parent.yaml").read_text().splitlines(keepends=True)
+        (lab / "configs" / "parent.yaml").write_text("".join(line for line in parent if "- smooth:" not in line))
     assert train([*arguments(lab, model), *runs, *steps]) == 0
     lines = capsys.readouterr().err.splitlines()
     about = {name: [line for line in lines if f"/{name}: " in line] for name in (model, "parent.yaml", f"{NAME}.yaml")}
