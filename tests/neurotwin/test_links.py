@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from neurotwin.config import ModelConfig, registered
-from neurotwin.links import Exp, Identity, Link, ReLU, Softplus
+from neurotwin.links import Exp, Identity, Link, ReLU, Softplus, make_link
 
 BUILT = [Softplus(), Softplus(beta=3.0), Softplus(beta=0.4, learned=True), ReLU(), Exp(), Identity()]
 DRIVES = torch.linspace(-8, 8, 201, dtype=torch.float64)
@@ -85,3 +85,21 @@ def test_names() -> None:
     assert {name: kind().positive for name, kind in registered("link").items() if name != "auto"} == {
         "softplus": True, "relu": True, "exp": True, "identity": False, "none": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "positive", "default", "expected"),
+    [
+        ("identity", True, "softplus", Exp),  # the drive is then the log of the rate
+        ("none", True, "softplus", Exp),
+        ("identity", False, "identity", Identity),
+        ("none", False, "identity", Identity),
+        ("relu", False, "identity", ReLU),
+        ("softplus", True, "softplus", Softplus),
+        ("auto", True, "softplus", Softplus),
+        ("auto", False, "identity", Identity),
+    ],
+)
+def test_the_link_of_a_config(name: str, positive: bool, default: str, expected: type[Link]) -> None:
+    params = registered("link")[name].Params()
+    assert type(make_link(name, params, positive=positive, default=default)) is expected

@@ -52,16 +52,19 @@ def test_every_checkpoint_resumes_to_the_bit(fit, tiny, tmp_path, keep_all, sche
         assert resumed.rates == whole.rates[len(whole.seen) - len(resumed.seen) :]
 
 
-def test_the_best_is_that_of_the_best_validation(fit, tiny, tmp_path):
-    values = iter([0.1, 0.3, float("nan"), 0.2])
+@pytest.mark.parametrize(
+    ("mode", "scores"), [("max", [0.1, 0.3, float("nan"), 0.2]), ("min", [-0.1, -0.3, -0.2, -0.1])]
+)
+def test_the_best_is_that_of_the_best_validation(fit, tiny, tmp_path, mode, scores):
+    values = iter(scores)
 
     class Model(tiny.Model):
         def on_validation_epoch_end(self):
             self.log("score", next(values))
 
-    checkpoint = SafeCheckpoint(tmp_path, monitor="score")
+    checkpoint = SafeCheckpoint(tmp_path, monitor="score", mode=mode)
     fit(checkpoint, model=Model(), epochs=4)
-    assert checkpoint.best == pytest.approx(0.3)
+    assert checkpoint.best == pytest.approx(scores[1])
     steps = {name: torch.load(tmp_path / name, weights_only=True)["global_step"] for name in ("best.ckpt", "last.ckpt")}
     assert steps == {"best.ckpt": 8, "last.ckpt": 16}
     assert sorted(os.listdir(tmp_path)) == ["best.ckpt", "best.previous.ckpt", "last.ckpt", "last.previous.ckpt"]

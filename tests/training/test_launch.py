@@ -104,6 +104,17 @@ def test_flags_and_launchers_that_disagree_are_one_line(environ, flags, message)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_places_on_a_node_are_counted_where_the_launcher_does_not_name_them(named):
+    for rank in range(4):
+        for environ in (slurm(rank), torchrun(rank)):
+            if not named:
+                for name in ("SLURM_LOCALID", "SLURM_NODEID", "GROUP_RANK"):
+                    environ.pop(name, None)
+            place = read_launch("cpu", environ=environ).environment
+            assert (place.node_rank(), place.local_rank(), place.global_rank()) == (rank // 2, rank % 2, rank)
+
+
 def test_gpus_of_a_launcher(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert read_launch(environ=torchrun(0, 2)).devices == 2

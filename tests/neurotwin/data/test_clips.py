@@ -143,6 +143,20 @@ def test_a_stream_covers_every_valid_bin_once_for_any_number_of_processes(length
     np.testing.assert_array_equal(seen, wanted)
 
 
+def test_a_stream_says_where_its_clips_continue_those_before():
+    """Only then is a recurrent model's state carried: two stretches of 25 bins in pieces of 10, two batches."""
+    prepared = make_prepared([28, 28, 28, 13], n_lags=4)
+    prepared.split[:] = 1
+    prepared.mask[:] = prepared.mask | True
+    prepared.n_valid[:] = 2
+    clips = [sample.clip for sample in stream(prepared, "val", context=3, chunk=10, bins=20)]
+    found = [(clip.bins.tolist(), clip.length, clip.carries) for clip in clips]
+    assert found == [
+        ([3, 31], 10, False), ([13, 41], 10, True), ([23, 51], 5, True),
+        ([59, 87], 10, False), ([69, 96], 10, True), ([79, 96], 5, True),
+    ]  # fmt: skip
+
+
 def test_rows_of_several_sessions_come_one_sample_a_session():
     sessions = [make_prepared([30] * 4, seed=seed) for seed in (0, 1, 2)]
     for prepared in sessions:

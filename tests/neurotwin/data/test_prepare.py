@@ -273,6 +273,11 @@ def test_scaling_is_left_to_the_device_and_the_rest_is_not(make, tmp_path):
     scaled = make()
     raw = recorded(tmp_path).stimulus
     assert scaled.source.dtype == np.uint8 and pixel_scale(scaled.spec.config) is not None
+    ops = ["pixelnorm", {"mul": {"factor": 3}}, {"cast": {"dtype": "float32"}}]
+    several = make(transforms={"stim": {"source": "stim", "ops": ops}})
+    assert several.source.dtype == np.uint8
+    factor, offset = several.spec.pixel_scale
+    np.testing.assert_allclose(factor * np.arange(256) + offset, 3 * (np.arange(256) - 127) / 255, atol=1e-9)
     ops = ["pixelnorm", {"diff": {"axis": 0}}]
     changed = make(transforms={"stim": {"source": "stim", "ops": ops}})
     assert changed.source.dtype == np.float32 and changed.spec.pixel_scale == (1.0, 0.0)

@@ -55,6 +55,18 @@ def test_convolution_is_torchs(params, mode, large, maps, generator, monkeypatch
 
 
 @pytest.mark.parametrize("large", [False, True])
+def test_after_a_stride_over_time_taps_lie_further_apart(large, maps, generator, monkeypatch, rand):
+    """A stride is not taken but becomes the distance of later taps, on top of their own dilation."""
+    if large:
+        monkeypatch.setattr(layers, "_LARGE_KERNEL", 0)
+    params = ConvParams(kernel_size=[3, 1, 1], stride=[5, 1, 1], dilation=[2, 1, 1])
+    conv = Conv(params, maps(4, step=3), 6, bias=False, generator=generator)
+    x = rand(2, 4, 15, 3, 3)
+    torch.testing.assert_close(conv(x), F.conv3d(x, conv.weight, dilation=(6, 1, 1)))
+    assert conv.context == 12 and conv.outputs.step == 15
+
+
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("taps", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_convolutions_hand_on_channels_last(channels, taps, large, maps, generator, monkeypatch, rand):

@@ -60,6 +60,32 @@ def test_behaviour_acts_in_its_own_bin(behaving, build, clips):
     assert moved.tolist() == [False] * 3 + [True] + [twin.is_recurrent] * 2
 
 
+def test_the_response_of_a_bin_is_seen_by_later_ones_alone(build, clips):
+    """Else a model of spike history would be given what it is to predict."""
+    twin = build("history").eval()
+    clip, n_lags = clips(twin, length=9), 4
+    n_history = clip.history.shape[1] - 9
+    before = twin([clip])[0]
+    for bin in (-1, 0, 3, 8):
+        changed = clip.history.clone()
+        changed[:, n_history + bin] += 1
+        moved = (twin([replace(clip, history=changed)])[0] - before).abs().amax(dim=(0, 2)) > 1e-9
+        assert moved.nonzero().flatten().tolist() == list(range(bin + 1, min(bin + 1 + n_lags, 9)))
+
+
+def test_a_state_warms_up_over_all_frames_that_a_prediction_may_see(component, build, clips):
+    """Without recurrence a prediction sees the frames of its receptive field, with it all of the lags."""
+    twin = build(component).eval()
+    clip = clips(twin, length=1)
+    assert clip.stimulus.shape[2] == (24 if twin.is_recurrent else twin.receptive_field)
+    before = twin([clip])[0]
+    oldest = clip.stimulus.clone()
+    oldest[:, :, 0] = 255 - oldest[:, :, 0]
+    behavior = clip.behavior.clone()
+    behavior[:, 0] += 1
+    assert not torch.equal(twin([replace(clip, stimulus=oldest, behavior=behavior)])[0], before)
+
+
 def test_chunks_are_one_pass(component, build, clips, cut):
     twin = build(component).eval()
     batches = [clips(twin, 0, length=9), clips(twin, 1, n_clips=3, length=9)]
