@@ -100,7 +100,9 @@ def compare_tables(a: Table, b: Table, *, tolerance: float = 1e-6) -> Comparison
     rows_a, rows_b = _index(a), _index(b)
     both = [key for key in rows_a if key in rows_b]
     numbers = [name for name, column in a.columns.items() if column.dtype.kind in "if" and name != "unit_id"]
-    # A table that was written before a metric existed has no value of it; that is no difference.
+    # A table that was written before a metric existed, or without one of the user's own, has no value of it; that is
+    # no difference.
+    numbers = [name for name in numbers if name in b.columns]
     numbers = [name for name in numbers if not np.isnan(a[name]).all() and not np.isnan(b[name]).all()]
     largest, differences = dict.fromkeys(numbers, 0.0), []
     for key in both:

@@ -70,3 +70,12 @@ def test_a_figure_that_one_table_is_too_old_for_is_no_difference(table):
     old = changed(table, "bits_per_bin", slice(None), np.nan)
     for result in (compare_tables(table, old), compare_tables(old, table)):
         assert result.same and "bits_per_bin" not in result.largest and "bps" in result.largest
+
+
+def test_a_figure_that_only_one_table_knows_is_no_difference(table, tmp_path):
+    """A metric of the user's own, or of a later version."""
+    table.write(tmp_path / "plain.csv")
+    Table(table.columns | {"own_metric": np.arange(3.0)}).write(tmp_path / "own.csv")
+    for pair in (("plain.csv", "own.csv"), ("own.csv", "plain.csv")):
+        result = compare(*(tmp_path / name for name in pair))
+        assert result.same and "own_metric" not in result.largest
