@@ -144,7 +144,7 @@ def behavior(twin: TwinModel, prepared: list[Prepared]) -> dict:
     presenter = Presenter(twin, prepared, sessions=[p.name for p in prepared])
     correlations, slopes, true_slopes = [], [], []
     for index, data in presenter.prepared.items():
-        held = torch.from_numpy(np.median(data.behavior[np.asarray(data.split) == 0], axis=0)).float()
+        held = torch.from_numpy(data.median_behavior()).float()
         streamers, logs, used_bins = (Streamer(twin), Streamer(twin)), [], []
         with torch.inference_mode():
             for sample in stream(data, "val", context=twin.context):

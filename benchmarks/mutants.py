@@ -63,7 +63,7 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
     ],
     ("neurotwin/data/prepare.py", "tests/neurotwin/data/test_files.py", "tests/neurotwin/data/test_prepare.py"): [
         ("json.dumps([_VERSION, source, settings, dtype]", "json.dumps([_VERSION, source, settings]"),
-        ("if noted.get(role) != _stamp(path)", "if role not in noted"),
+        ("if noted.get(role) != stamp(path)", "if role not in noted"),
         ("variance = (self.train_squares - mean**2 * self.train_presentations)",
          "variance = (self.train_squares - mean**2 * self.train_bins)"),
     ],
@@ -135,7 +135,7 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
         ("rate**2, response**2, rate * response", "rate**2, response**2, rate * y"),
     ],
     ("neurotwin/metrics/definitions.py", "tests/neurotwin/metrics/test_sums.py"): [
-        ("gain / (np.log(2.0) * spikes)", "gain / spikes"),
+        ("_gain(evidence) / (log(2.0) * spikes)", "_gain(evidence) / spikes"),
         ('-evidence.sums["log_likelihood"] / evidence.sums["bins"]',
          '-evidence.sums["log_likelihood"] / evidence.sums["responses"]'),
         ('s["rate_response"] - s["rate"] * s["response"] / bins', 's["rate_response"]'),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replacing", "write_json", "write_text"]
+__all__ = ["replacing", "stamp", "write_json", "write_text"]
 
 _STALE = 86400  # s; what a process that was killed left behind is removed after a day
 
@@ -64,3 +64,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file, whole or not at all; values that JSON does not know are written as their text."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def stamp(path: str | Path) -> list[int]:
+    """Size in bytes and time of the last change in ns: a file whose stamp is the one noted has not been written since.
+
+    Raises
+    ------
+    OSError
+        If there is no such file.
+    """
+    state = os.stat(path)
+    return [state.st_size, state.st_mtime_ns]

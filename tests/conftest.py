@@ -1,7 +1,11 @@
-"""What tests of several packages share: sessions as a model knows them, clips of noise, and parts of clips."""
+"""What tests of several packages share: sessions as a model knows them, clips, and modules beside the tests."""
 
-from collections.abc import Callable
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -71,3 +75,31 @@ def cut() -> Callable[[Clip, int, int, int], Clip]:
         )  # fmt: skip
 
     return part
+
+
+def _module(path: Path) -> ModuleType:
+    """A module beside the tests, loaded by its path: the tests are no package."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def builder() -> Callable[[str], ModuleType]:
+    """A function from a name to the module `tests/builders/NAME.py`, which makes small files in a format."""
+    return lambda name: _module(Path(__file__).parent / "builders" / f"{name}.py")
+
+
+@pytest.fixture(scope="session")
+def factory() -> ModuleType:
+    """The module `tests/factories/sessions.py`."""
+    return _module(Path(__file__).parent / "factories" / "sessions.py")
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Commands set up logging, to a stream that ends with the test."""
+    before = logging.root.handlers[:]
+    yield
+    logging.root.handlers[:] = before

@@ -1,9 +1,10 @@
 """The pages on recordings hold what they promise: three commands lead from the file to a trained model."""
 
-import importlib.util
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,15 +27,12 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def build(page: Path, folder: Path) -> None:
+def build(builder: Callable[[str], ModuleType], page: Path, folder: Path) -> None:
     """Let the builder of the page's format write a recording into the folder."""
     file = ROOT / "tests" / "builders" / f"{page.stem}.py"
     assert file.exists(), f"{page.name} has no builder {file.name}"
-    spec = importlib.util.spec_from_file_location(f"builders_{page.stem}", file)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        module.build(folder)
+        builder(page.stem).build(folder)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
@@ -42,11 +40,11 @@ def build(page: Path, folder: Path) -> None:
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: page.stem)
-def place(request, tmp_path, monkeypatch):
+def place(request, tmp_path, monkeypatch, builder):
     """A page, in a working folder with the recording under `raw` and the page's files."""
     page = request.param
     monkeypatch.chdir(tmp_path)
-    build(page, tmp_path / "raw")
+    build(builder, page, tmp_path / "raw")
     written = sorted(path.name for path in (tmp_path / "raw").iterdir())
     named = tmp_path / commands(page)[0][2]
     assert named.exists(), f"{page.name} converts {named.name}, its builder writes {written}"

@@ -1,8 +1,6 @@
 """What cannot be is refused at load, by both commands, with one line and before any data are prepared."""
 
-import logging
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,8 @@ from neurotwin.data.prepare import outline, prepare
 from neurotwin.models import check_run
 from training import train_ddp_multidataset as script
 
+pytestmark = pytest.mark.usefixtures("handlers")
+
 make_session = runpy.run_path(str(Path(__file__).parent / "factories/sessions.py"))["make_session"]
 
 STIM = {"source": "stim", "ops": [{"pixelnorm": {}}]}
@@ -25,14 +25,6 @@ GAZE = {"source": "eyepos", "ops": [{"mul": {"factor": 0.5}}, "splitrelu"], "exp
 
 def conv(**conv_params) -> dict:
     return {"type": "vanilla", "params": {"channels": [4], "block_configs": [{"conv_params": conv_params}]}}
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The commands set up logging, to a stream that ends with the test."""
-    before = logging.root.handlers[:]
-    yield
-    logging.root.handlers[:] = before
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What used to end in a traceback or without a word, through the script and the command."""
 
 import json
-import logging
 import runpy
 from pathlib import Path
 
@@ -14,17 +13,11 @@ from neurotwin import Session, cli, load_twin
 from neurotwin.metrics.table import Table
 from training import train_ddp_multidataset as script
 
+pytestmark = pytest.mark.usefixtures("handlers")
+
 ROOT = Path(__file__).parent.parent
 MODEL = {"frontend": {"type": "learnable_temporal", "params": {"kernel_size": 3}}}
 RECORDED = ("train",) * 6 + ("val",) * 2 + ("test",) * 2
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """The commands set up logging, to a stream that ends with the test."""
-    before = logging.root.handlers[:]
-    yield
-    logging.root.handlers[:] = before
 
 
 @pytest.fixture

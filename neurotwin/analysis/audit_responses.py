@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+import scipy
 
 from ..data.session import SPLITS
 from .audit_base import ALPHA, Finding, Recording, log_chance_of_none, row_blocks, some
@@ -86,8 +86,8 @@ def check_trials(recording: Recording, activity: Activity) -> list[Finding]:
     """Trials in which no unit responds, or no response ever changes, or all responses stop before the end."""
     findings, n_trials = [], len(activity.trials)
     limit = np.log(ALPHA / n_trials)
-    fano = _fano(activity.active, activity.expected_active)
-    silent = (activity.active == 0) & (log_chance_of_none(activity.expected_active, fano) < limit)
+    active_fano = _fano(activity.active, activity.expected_active)
+    silent = (activity.active == 0) & (log_chance_of_none(activity.expected_active, active_fano) < limit)
     if silent.any():
         expected = float(activity.expected_active[silent].min())
         findings.append(Finding(
@@ -95,8 +95,8 @@ def check_trials(recording: Recording, activity: Activity) -> list[Finding]:
             f"0 responses where {expected:.0f} are expected",
             "all units are silent, as where responses were withheld or lost; mark these bins with valid=False",
         ))  # fmt: skip
-    fano = _fano(activity.changes, activity.expected_changes)
-    unlikely = log_chance_of_none(activity.expected_changes, fano) < limit
+    change_fano = _fano(activity.changes, activity.expected_changes)
+    unlikely = log_chance_of_none(activity.expected_changes, change_fano) < limit
     still = (activity.changes == 0) & (activity.active > 0) & unlikely
     if still.any():
         expected = float(activity.expected_changes[still].min())
@@ -106,9 +106,8 @@ def check_trials(recording: Recording, activity: Activity) -> list[Finding]:
             "every unit keeps one value for the whole trial, as where a mean was written into all bins; mark them with "
             "valid=False, or convert the recording again",
         ))  # fmt: skip
-    fano = _fano(activity.active, activity.expected_active)
     share = activity.silent_tail / np.maximum(activity.length, 1)
-    short = (activity.active > 0) & (log_chance_of_none(activity.expected_active * share, fano) < limit)
+    short = (activity.active > 0) & (log_chance_of_none(activity.expected_active * share, active_fano) < limit)
     if short.any():
         longest = int(activity.silent_tail[short].max())
         findings.append(Finding(
@@ -292,8 +291,8 @@ def _drifts(activity: Activity) -> np.ndarray:
     n_free = 2 * (quarter - 1)
     beyond = np.abs(change) - np.log(_DRIFT)
     with np.errstate(invalid="ignore"):
-        large = (beyond > student.isf(1e-3, n_free) * error) & (
-            np.abs(change) > student.isf(ALPHA / (2 * n_units), n_free) * error
+        large = (beyond > scipy.stats.t.isf(1e-3, n_free) * error) & (
+            np.abs(change) > scipy.stats.t.isf(ALPHA / (2 * n_units), n_free) * error
         )
     return np.where(known & large, change, 0.0)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
+import scipy
 
 from ..data.session import SPLITS
 from .audit_base import Finding, Recording, some
@@ -169,7 +169,7 @@ def _part(pictures: Pictures, code: int) -> Pictures:
 def _compared(session: str, split: str, part: Pictures, training: Pictures, where: str) -> list[Finding]:
     if not len(part.trial) or not len(training.trial):
         return []
-    distance, nearest = cKDTree(training.hashes).query(part.hashes, distance_upper_bound=_DISTANCE)
+    distance, nearest = scipy.spatial.cKDTree(training.hashes).query(part.hashes, distance_upper_bound=_DISTANCE)
     found = np.isfinite(distance)
     trials, code = np.unique(part.trial, return_inverse=True)
     twins = np.bincount(code, found)

@@ -1,6 +1,7 @@
 """How well a twin predicts: every session streamed once, one row a unit."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from ..config import name_of
 from ..data.clips import stream
 from ..data.prepare import Prepared
 from ..likelihoods import Likelihood
-from ..metrics.definitions import Evidence, compute_metrics
+from ..metrics.definitions import compute_metrics
 from ..metrics.reliability import stack_repeats
 from ..metrics.sums import Sums
 from ..metrics.table import EvaluationError, Table
@@ -174,14 +175,13 @@ class SessionScore:
 
     def table(self) -> Table:
         """One row a unit."""
-        spec, likelihood = self.prepared.spec, self.sums.likelihood
-        evidence = Evidence(
-            likelihood,
-            self.sums.evidence().sums,
+        spec = self.prepared.spec
+        evidence = replace(
+            self.sums.evidence(),
             true_sums=None if self.truth is None else self.truth.evidence().sums,
             repeats=self.repeated(),
         )
-        name = name_of("likelihood", type(likelihood))
+        name = name_of("likelihood", type(self.sums.likelihood))
         return Table.of_session(spec.name, spec.subject, list(spec.unit_ids), name, compute_metrics(evidence))
 
     def repeated(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -1,7 +1,7 @@
 """Every figure that the project draws. Each function takes arrays and returns a matplotlib Figure."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,17 +9,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from ..metrics.table import Table
-
 __all__ = [
-    "learning_curves",
+    "plain",
     "png",
     "psth",
     "readout_maps",
     "temporal_kernels",
     "traces",
     "tuning_curve",
-    "units_against_oracle",
 ]
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")  # Okabe & Ito 2008
@@ -31,48 +28,6 @@ def png(figure: Figure, dpi: int = 110) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
-
-
-def learning_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str) -> Figure:
-    """One line a run.
-
-    Parameters
-    ----------
-    curves
-        (x, y) by name; points whose y is NaN are left out.
-    xlabel, ylabel
-        Names of the axes.
-    """
-    figure, (axes,) = _figure(1, width=6.4, height=3.6)
-    for (name, (x, y)), color in zip(curves.items(), _cycle(len(curves)), strict=True):
-        drawn = ~np.isnan(y)
-        axes.plot(np.asarray(x)[drawn], np.asarray(y)[drawn], color=color, label=name, marker="o", markersize=2.5)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    _legend(axes, len(curves))
-    return figure
-
-
-def units_against_oracle(table: Table) -> Figure:
-    """Bits per spike of each unit against those of its true rate; without true rates, their sorted values."""
-    figure, (axes,) = _figure(1, width=4.2, height=3.8)
-    subjects = list(dict.fromkeys(table["subject"].tolist()))
-    known = ~np.isnan(table["oracle_bps"])
-    for subject, color in zip(subjects, _cycle(len(subjects)), strict=True):
-        rows = table.where(table["subject"] == subject)
-        if known.any():
-            axes.scatter(rows["oracle_bps"], rows["bps"], s=14, color=color, alpha=0.8, linewidths=0, label=subject)
-        else:
-            values = np.sort(rows["bps"][~np.isnan(rows["bps"])])
-            axes.plot(np.arange(1, len(values) + 1), values, ".", color=color, label=subject)
-    if known.any():
-        limit = np.nanmax(table["oracle_bps"]) * 1.05
-        axes.plot([0, limit], [0, limit], color="0.6", linewidth=0.8, zorder=0)
-        axes.set(xlabel="oracle, bits per spike", ylabel="model, bits per spike")
-    else:
-        axes.set(xlabel="unit, sorted", ylabel="bits per spike")
-    axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    _legend(axes, len(subjects))
-    return figure
 
 
 def traces(
@@ -200,9 +155,14 @@ def _figure(rows: int, *, width: float, height: float) -> tuple[Figure, np.ndarr
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
     for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        plain(axes)
     return figure, panels
+
+
+def plain(axes: Axes) -> None:
+    """Leave out the frame above and to the right; small labels."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
 
 
 def _title(figure: Figure, title: str) -> None:

@@ -8,6 +8,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .plots import plain
+
 __all__ = [
     "average_maps",
     "behavior_over_time",
@@ -96,7 +98,7 @@ def response_overview(means: np.ndarray, over_time: np.ndarray, *, hours: float,
     left.plot(np.arange(1, len(means) + 1), means[order], ".", color=_INK, markersize=4)
     left.set(xlabel="unit, sorted", ylabel=f"mean response ({unit})")
     left.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    _plain(left)
+    plain(left)
     scale = np.abs(means[order])
     change = over_time[:, order] / np.where(scale > 0, scale, 1)
     extent = (0, hours * 60, 0.5, len(means) + 0.5)
@@ -128,7 +130,7 @@ def behavior_over_time(signals: Mapping[str, tuple[np.ndarray, np.ndarray]], *, 
         axes.set_title(name, fontsize=9, loc="left", pad=2)
         axes.set_xlim(0, hours * 60)
         _shade(axes, np.isnan(least), 0, hours * 60)
-        _plain(axes)
+        plain(axes)
     panels[-1].set_xlabel("time (min)")
     return figure
 
@@ -197,13 +199,8 @@ def average_maps(maps: np.ndarray, *, labels: Sequence[str], bin_rate: float) ->
 def _axes(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots()
-    _plain(axes)
+    plain(axes)
     return figure, axes
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
 
 
 def _pictures(part: np.ndarray) -> tuple[list[np.ndarray], tuple[float, float]]:
@@ -219,7 +216,7 @@ def _pictures(part: np.ndarray) -> tuple[list[np.ndarray], tuple[float, float]]:
 
 
 def _bars_or_field(axes: Axes, part: np.ndarray) -> None:
-    _plain(axes)
+    plain(axes)
     if part.ndim == 1:
         axes.plot(part.astype(np.float32), color=_INK, linewidth=0.9)
     else:

@@ -13,7 +13,8 @@ import numpy as np
 from ..metrics.table import EvaluationError, Table, summarize_table
 
 __all__ = [
-    "Run", "distinct_names", "load_run", "markdown_table", "merit_title", "report_rows", "summary_text", "text_table",
+    "Run", "distinct_names", "load_run", "markdown_table", "merit_title", "number_text", "report_rows", "summary_text",
+    "text_table",
 ]  # fmt: skip
 
 _RECORD = ("name", "parameters")
@@ -102,11 +103,11 @@ def report_rows(runs: Sequence[Run], tests: Sequence[Table | None] = ()) -> list
         total = groups["run", ""]
         fraction = summarize_table(run.table, "fraction_of_oracle")[-1].mean
         row |= {
-            f"mean {merit}": _number(total.mean),
-            f"median {merit}": _number(total.median),
+            f"mean {merit}": number_text(total.mean),
+            f"median {merit}": number_text(total.median),
             "of oracle": _percent(fraction),
             **{
-                f"{merit} {subject}": _number(groups["subject", subject].mean)
+                f"{merit} {subject}": number_text(groups["subject", subject].mean)
                 for subject in subjects
                 if ("subject", subject) in groups
             },
@@ -114,7 +115,7 @@ def report_rows(runs: Sequence[Run], tests: Sequence[Table | None] = ()) -> list
             "NaN": str(total.n_nan),
         }
         if test is not None:
-            row[f"test {merit}"] = _number(summarize_table(test, run.table.figure_of_merit)[-1].mean)
+            row[f"test {merit}"] = number_text(summarize_table(test, run.table.figure_of_merit)[-1].mean)
         rows.append(row)
     names = ["model", "parameters", "wall time"]
     for merit in merits:
@@ -143,9 +144,9 @@ def summary_text(table: Table) -> str:
     for index, group in enumerate(counted):
         row = {"": f"{group.scope} {group.name}".strip()}
         for metric, parts in groups.items():
-            row[f"mean {titles[metric]}"] = _number(parts[index].mean)
+            row[f"mean {titles[metric]}"] = number_text(parts[index].mean)
             if metric in (table.figure_of_merit, "correlation"):
-                row[f"median {titles[metric]}"] = _number(parts[index].median)
+                row[f"median {titles[metric]}"] = number_text(parts[index].median)
             if metric == "bps" and not math.isnan(fractions[-1].mean):
                 row["of oracle"] = _percent(fractions[index].mean)
         rows.append(row | {"units": str(group.n), "NaN": str(group.n_nan)})
@@ -232,5 +233,6 @@ def _percent(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1%}"
 
 
-def _number(value: float) -> str:
-    return "NaN" if math.isnan(value) else f"{value:.3f}"
+def number_text(value: float, absent: str = "NaN") -> str:
+    """A figure with three decimals; `absent` where it is NaN."""
+    return absent if math.isnan(value) else f"{value:.3f}"

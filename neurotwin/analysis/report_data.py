@@ -18,6 +18,8 @@ from ..config import ConfigError, DatasetConfig
 from ..data.clips import stream
 from ..data.prepare import Prepared, open_session, prepare
 from ..data.session import SPLITS, SessionError
+from ..files import stamp
+from ..metrics.reliability import nan_mean
 from ..metrics.table import EvaluationError, Table
 from ..models import TwinModel, load_twin
 from ..models.network import Streamer, evaluating
@@ -146,9 +148,9 @@ def gather(
     except CheckpointError:
         note = "Its checkpoint is not in its folder, so nothing is computed beyond what the folder's tables hold."
         return replace(known, notes=(*known.notes, note))
-    stamp = _stamp(checkpoint)
-    fresh = _curves_stamp(run.folder) == stamp
-    has_test = known.test is not None and (run.folder / _TEST).stat().st_mtime_ns >= stamp[1]
+    current = stamp(checkpoint)
+    fresh = _curves_stamp(run.folder) == current
+    has_test = known.test is not None and (run.folder / _TEST).stat().st_mtime_ns >= current[1]
     if fresh and (has_test or not _has_test_bins(known)):
         return known
     known = RunData(known.test if has_test else None, known.sessions if fresh else {}, known.notes)
@@ -193,7 +195,7 @@ def _computed(
         if whole and test is not None:
             test.write(run.folder / _TEST)
         if whole:
-            store_sessions(run.folder / _CURVES, sessions, _stamp(checkpoint))
+            store_sessions(run.folder / _CURVES, sessions, stamp(checkpoint))
     except OSError as error:
         notes.append(f"What was computed could not be kept for the next report ({error.strerror or error}).")
     return RunData(known.test if test is None else test, sessions, tuple(notes))
@@ -264,7 +266,7 @@ def _psth(prepared: Prepared, repeated: tuple[np.ndarray, np.ndarray] | None, sp
     repeats = int(np.max(counts, initial=0))
     if repeats < 2:
         return None
-    observed, predicted = (_mean(values) for values in (responses, rates))
+    observed, predicted = (nan_mean(values) for values in (responses, rates))
     of_split = (prepared.split == SPLITS.index(split)) & (np.asarray(prepared.repeat_id) >= 0)
     single = bool((prepared.run_stop - prepared.run_start)[of_split].max() - prepared.spec.config.keys_lags.reach <= 1)
     factor = 1 if single else _factor(prepared)
@@ -293,7 +295,7 @@ def _joined(values: np.ndarray, factor: int) -> np.ndarray:
     points = -(-length // factor)
     padded = np.full((n_clips, points * factor, n_units), np.nan)
     padded[:, :length] = values
-    means = _mean(padded.reshape(n_clips, points, factor, n_units).transpose(2, 0, 1, 3))
+    means = nan_mean(padded.reshape(n_clips, points, factor, n_units).transpose(2, 0, 1, 3))
     rows: list[np.ndarray] = []
     for clip in means:
         known = np.flatnonzero(~np.isnan(clip).all(1))
@@ -302,22 +304,11 @@ def _joined(values: np.ndarray, factor: int) -> np.ndarray:
     return np.concatenate(rows[1:]) if rows else np.empty((0, n_units))
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where nothing is left."""
-    counts = (~np.isnan(values)).sum(0)
-    return np.where(counts > 0, np.nansum(values, 0) / np.maximum(counts, 1), np.nan)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 
 
 def _has_test_bins(known: RunData) -> bool:
     return any(session.bins.get("test") for session in known.sessions.values())
-
-
-def _stamp(path: Path) -> list[int]:
-    state = path.stat()
-    return [state.st_size, state.st_mtime_ns]
 
 
 def _stored_test(folder: Path, notes: list[str]) -> Table | None:

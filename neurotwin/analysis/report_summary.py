@@ -11,7 +11,7 @@ import yaml
 
 from ..metrics.definitions import metrics
 from ..metrics.table import Table, summarize, summarize_table
-from .report import merit_title, report_rows
+from .report import merit_title, number_text, report_rows
 from .report_experiments import ExperimentFolder
 from .report_units import RunView, Unit, figure_of, typical
 
@@ -32,7 +32,7 @@ def run_rows(views: Sequence[RunView]) -> list[dict[str, str]]:
         row.pop("model")
         source = _ceiling_source(view)
         medians = {metric: math.nan if source is None else summarize(source[metric]).median for metric in _CEILINGS}
-        ceilings = {f"ceiling: {title}": _number(medians[metric], "") for metric, title in _CEILINGS.items()}
+        ceilings = {f"ceiling: {title}": number_text(medians[metric], "") for metric, title in _CEILINGS.items()}
         size = {"sessions": str(n_sessions or ""), "data": _sizes(view), "split": _split(view.run.folder)}
         # The name is that of the page: distinct among all of its runs.
         rows.append({"model": view.name, "date": _date(view)} | row | ceilings | size | end)
@@ -58,11 +58,11 @@ def group_rows(units: Sequence[Unit], by: str, merit: str) -> list[dict[str, str
     rows = []
     for name, members in groups.items():
         mean, median, n, n_nan = summarize([unit.merit for unit in members])
-        row = {by: name, f"mean {title}": _number(mean), f"median {title}": _number(median)}
+        row = {by: name, f"mean {title}": number_text(mean), f"median {title}": number_text(median)}
         test = [unit.test.get(merit, math.nan) for unit in members]
-        row["test mean"] = _number(summarize(test).mean, "")
+        row["test mean"] = number_text(summarize(test).mean, "")
         norms = [figure_of(unit, "cc_norm") for unit in members]
-        row["median CC_norm"] = _number(summarize(norms).median, "")
+        row["median CC_norm"] = number_text(summarize(norms).median, "")
         row |= {word: f"{unit.key[1]} ({unit.merit:.3f})" for word, unit in typical(members)}
         rows.append(row | {"units": str(n), "NaN": str(n_nan)})
     return _filled(rows)
@@ -270,7 +270,3 @@ def _split(folder: Path) -> str:
         return "differs by session" if shares else ""
     train, val, test = shares.pop()
     return f"{train:.0%} / {val:.0%}" + (f" / {test:.0%}" if test else "") + " of trials"
-
-
-def _number(value: float, absent: str = "NaN") -> str:
-    return absent if math.isnan(value) else f"{value:.3f}"

@@ -188,8 +188,8 @@ class DatasetConfig(Strict):
         if self.types is not None and len(set(self.types)) != len(self.types):
             raise ValueError("types repeat")
         outputs: dict[str, list[str]] = {}
-        for name, transform in (self.transforms or {}).items():
-            outputs.setdefault(transform.expose_as or name, []).append(name)
+        for name, output, _ in self.pipelines():
+            outputs.setdefault(output, []).append(name)
         for output, names in outputs.items():
             if output not in _EXPOSED:
                 raise ValueError(
@@ -200,6 +200,10 @@ class DatasetConfig(Strict):
             if len(names) > 1 and not all(self.transforms[name].concatenate for name in names):
                 raise ValueError(f"transforms {names} are all exposed as {output!r}; set concatenate: true in each")
         return self
+
+    def pipelines(self) -> list[tuple[str, str, TransformConfig]]:
+        """Name, exposed name and settings of every pipeline of `transforms`, in their order."""
+        return [(name, pipeline.expose_as or name, pipeline) for name, pipeline in (self.transforms or {}).items()]
 
     @staticmethod
     def _check_reach(name: str, transform: TransformConfig, output: str) -> None:

@@ -154,7 +154,7 @@ class FlatPart(Strict):
 
 
 class Op(Strict):
-    """One operation of a pipeline, written ``name: {params}`` or ``name``; a bare value is the one parameter's.
+    """One operation of a pipeline, written ``name: {params}`` or ``name``.
 
     Attributes
     ----------

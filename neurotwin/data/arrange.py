@@ -295,7 +295,7 @@ def _transformed(
     """What the pipelines expose, their constants, and the transform that each behaviour variable comes from."""
     signals: dict[str, np.ndarray] = {key: grid.averaged(value) for key, value in session.behavior.items()}
     signals |= {"robs": grid.summed(session.responses), "unit_ids": session.unit_ids}
-    reads = (p.source == "stim" and (p.expose_as or n) != "stim" for n, p in (config.transforms or {}).items())
+    reads = (pipeline.source == "stim" and exposed != "stim" for _, exposed, pipeline in config.pipelines())
     if scale is None or any(reads):
         signals["stim"] = grid.at_last(session.stimulus)
     outputs = ("robs", "behavior") if scale is not None else ("stim", "robs", "behavior")
@@ -314,8 +314,8 @@ def _chosen_responses(config: DatasetConfig, responses: np.ndarray, columns: np.
     """The columns of the units to fit; a pipeline of responses must not have made others of them."""
     selections = [
         op.params.indices
-        for name, pipeline in (config.transforms or {}).items()
-        if (pipeline.expose_as or name) == "robs"
+        for _, exposed, pipeline in config.pipelines()
+        if exposed == "robs"
         for op in pipeline.ops
         if op.name == "select_units"
     ]

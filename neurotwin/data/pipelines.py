@@ -36,7 +36,7 @@ def pixel_scale(config: DatasetConfig) -> tuple[float, float] | None:
     >>> [round(value * 255, 6) for value in pixel_scale(config)]
     [2.0, -254.0]
     """
-    pipelines = [pipeline for name, pipeline in _pipelines(config) if (pipeline.expose_as or name) == "stim"]
+    pipelines = [pipeline for _, exposed, pipeline in config.pipelines() if exposed == "stim"]
     if not pipelines:
         return (1.0, 0.0)
     if len(pipelines) > 1 or pipelines[0].source != "stim":
@@ -79,7 +79,7 @@ def fit_pipelines(
         ``"PIPELINE.POSITION"`` to value, JSON-able.
     """
     context = Context(config, runs=runs, train=train, bin_ms=bin_ms)
-    for name, pipeline in _pipelines(config):
+    for name, _, pipeline in config.pipelines():
         if any(op.params.fits for op in pipeline.ops):
             _run(name, pipeline, signals, context)
     return context.fitted
@@ -121,8 +121,7 @@ def apply_pipelines(
     n_bins = int(runs[:, 1].max())
     context = Context(config, runs=runs, fitted=dict(fitted), bin_ms=bin_ms)
     collected: dict[str, list[np.ndarray]] = {}
-    for name, pipeline in _pipelines(config):
-        exposed = pipeline.expose_as or name
+    for name, exposed, pipeline in config.pipelines():
         if exposed in outputs:
             collected.setdefault(exposed, []).append(_run(name, pipeline, signals, context))
     if "behavior" in collected:
@@ -162,8 +161,7 @@ def exposed_shapes(
     first = {name: array if name == "unit_ids" else np.asarray(array[:2]) for name, array in signals.items()}
     context = Context(config, runs=np.array([[0, 2]]), fitted=defaultdict(lambda: 1.0), bin_ms=1.0)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, pipeline in _pipelines(config):
-        exposed = pipeline.expose_as or name
+    for name, exposed, pipeline in config.pipelines():
         if exposed in outputs:
             shapes.setdefault(exposed, {})[name] = _run(name, pipeline, first, context).shape[1:]
     return shapes
@@ -193,10 +191,6 @@ def runs_of(*labels: np.ndarray) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-
-
-def _pipelines(config: DatasetConfig) -> list[tuple[str, TransformConfig]]:
-    return list((config.transforms or {}).items())
 
 
 def _run(name: str, pipeline: TransformConfig, signals: Mapping[str, np.ndarray], context: Context) -> np.ndarray:

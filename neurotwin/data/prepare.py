@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from ..config import DatasetConfig
-from ..files import write_json
+from ..files import stamp, write_json
 from ..likelihoods import ResponseStatistics
 from ..tensorfile import TensorFileError, load_arrays, save_arrays
 from .arrange import arrange, outline_session, resolved
 from .formats import as_session_file
-from .session import Session, SessionError
+from .session import SPLITS, Session, SessionError
 from .spec import SessionSpec
 
 __all__ = ["Prepared", "open_session", "outline", "prepare", "prepare_session"]
@@ -115,6 +115,10 @@ class Prepared:
     def n_units(self) -> int:
         """Number of units to fit, U."""
         return self.responses.shape[1]
+
+    def median_behavior(self) -> np.ndarray:
+        """Median of each behaviour variable over the training bins, (K,), in the units that the model sees."""
+        return np.median(self.behavior[np.asarray(self.split) == SPLITS.index("train")], axis=0)
 
     def statistics(self) -> ResponseStatistics:
         """Of the responses per bin and presentation, over the valid training bins: what a model starts from."""
@@ -266,7 +270,7 @@ def _verify_changed(source: Path, cached: Path) -> None:
     except (OSError, ValueError):
         noted = None
     noted = noted if isinstance(noted, dict) else {}
-    changed = [path for role, path in (("source", source), ("cached", cached)) if noted.get(role) != _stamp(path)]
+    changed = [path for role, path in (("source", source), ("cached", cached)) if noted.get(role) != stamp(path)]
     for path in changed:
         logger.info("comparing %s with its checksum", path)
         load_arrays(path)
@@ -276,15 +280,11 @@ def _verify_changed(source: Path, cached: Path) -> None:
 
 
 def _note(source: Path, cached: Path) -> None:
-    write_json(_note_of(cached), {"source": _stamp(source), "cached": _stamp(cached)})
+    write_json(_note_of(cached), {"source": stamp(source), "cached": stamp(cached)})
 
 
 def _note_of(cached: Path) -> Path:
     return cached.with_suffix(".checked.json")
-
-
-def _stamp(path: Path) -> list[int]:
-    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def _key(path: Path, config: DatasetConfig, dtype: str) -> str:

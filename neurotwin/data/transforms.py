@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
+import scipy
 from pydantic import Field
-from scipy import ndimage, signal
 
 from ..config import DatasetConfig, Only, Params, register
 from .kernels import AdaptationParams, RaisedCosineParams, adaptation_filters, raised_cosine_basis
@@ -175,7 +175,7 @@ class Smooth(Transform):
 
     def apply(self, array: np.ndarray, context: Context) -> np.ndarray:
         return context.per_run(
-            lambda part: ndimage.gaussian_filter1d(part, self.sigma, axis=0, mode="nearest"), _float(array)
+            lambda part: scipy.ndimage.gaussian_filter1d(part, self.sigma, axis=0, mode="nearest"), _float(array)
         )
 
 
@@ -272,7 +272,7 @@ class TemporalBasis(Transform, RaisedCosineParams):
         def filtered(part: np.ndarray) -> np.ndarray:
             flat = _float(part).reshape(len(part), -1)
             padded = np.concatenate([np.repeat(flat[:1], before, axis=0), flat, np.repeat(flat[-1:], after, axis=0)])
-            outputs = [signal.lfilter(kernel, 1.0, padded, axis=0)[before + after :] for kernel in kernels]
+            outputs = [scipy.signal.lfilter(kernel, 1.0, padded, axis=0)[before + after :] for kernel in kernels]
             stacked = np.concatenate(outputs, axis=1).astype(np.float32)
             # Over the stimulus, the functions are channels of frames.
             return stacked.reshape(len(part), -1, *frame_shape(trail)[1:]) if context.source == "stim" else stacked
@@ -303,7 +303,7 @@ class DACones(Transform, AdaptationParams):
 
         def adapted(part: np.ndarray) -> np.ndarray:
             padded = np.concatenate([np.repeat(part[:1], before, axis=0), part])
-            y, z = (signal.lfilter(kernel, 1.0, padded, axis=0)[before:] for kernel in (fast, slow))
+            y, z = (scipy.signal.lfilter(kernel, 1.0, padded, axis=0)[before:] for kernel in (fast, slow))
             # Light is not negative; where a stimulus around 0 is, the floor stands in, as in the frontend.
             return (self.alpha * y / np.maximum(1 + self.beta * z, 0.1)).astype(np.float32)
 

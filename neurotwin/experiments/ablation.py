@@ -64,10 +64,9 @@ class Ablation(Experiment):
             conditions = self._conditions(presenter, index, rng)
             runs = {name: self._run(presenter, index, *condition) for name, condition in conditions.items()}
             metric = define("metric", self.metric or runs["full"].likelihood.figure_of_merit)
-            full = runs["full"].score(metric)
-            whole.add(spec, {"score": full, "trials": np.full(spec.n_units, len(runs["full"].sums))})
-            draws = rng.multinomial(len(runs["full"].sums), np.full(len(runs["full"].sums), 1 / len(runs["full"].sums)),
-                                    self.n_bootstraps)  # fmt: skip
+            full, n_trials = runs["full"].score(metric), len(runs["full"].sums)
+            whole.add(spec, {"score": full, "trials": np.full(spec.n_units, n_trials)})
+            draws = rng.multinomial(n_trials, np.full(n_trials, 1 / n_trials), self.n_bootstraps)
             columns: dict[str, np.ndarray] = {"full": full}
             for name, run in runs.items():
                 if name == "full":
@@ -106,7 +105,7 @@ class Ablation(Experiment):
             for mode in self.modes:
                 behavior = np.array(data.behavior)
                 if mode == "median":
-                    behavior[:, columns] = np.median(data.behavior[np.asarray(data.split) == 0][:, columns], axis=0)
+                    behavior[:, columns] = data.median_behavior()[columns]
                 elif mode == "zero":
                     behavior[:, columns] = 0
                 else:

@@ -14,7 +14,6 @@ from ..data.pipelines import pixel_scale
 from ..data.prepare import Prepared, open_session
 from ..data.scene import window_of
 from ..data.session import Session
-from ..metrics.definitions import Evidence
 from ..metrics.sums import Sums
 from .base import Experiment, Result
 from .presenter import ExperimentError, Presenter
@@ -153,7 +152,7 @@ def _score(rates: np.ndarray, data: Prepared, used: np.ndarray, likelihood, metr
     exposure = None if data.exposure is None else torch.from_numpy(np.asarray(data.exposure)[used][:, None])
     responses = torch.from_numpy(np.asarray(data.responses)[used])
     sums.update(torch.from_numpy(rates), responses, torch.from_numpy(np.asarray(data.mask)[used]), exposure)
-    return np.asarray(metric.compute(Evidence(likelihood, sums.evidence().sums)), float)
+    return np.asarray(metric.compute(sums.evidence()), float)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from ..config import PositiveInt, register
 from ..data.arrange import modelled_bins
 from ..data.prepare import Prepared, open_session
 from ..data.session import Session
+from ..metrics.reliability import nan_mean
 from .base import Experiment, Result
 from .presenter import ExperimentError, Presenter
 from .recorded import behavior_held, chosen_split, predicted, recorded
@@ -68,7 +69,7 @@ class Events(Experiment):
             averages: dict[str, np.ndarray] = {}
             for name, values in rates.items():
                 cut = np.where(usable[kept][..., None], values[windows[kept]], np.nan) * data.spec.bin_rate
-                averages[name] = _mean(cut)
+                averages[name] = nan_mean(cut)
                 if name == "data":
                     band = _band(cut, rng, self.n_bootstraps, self.confidence)
                 result.arrays[f"{name}.{data.name}"] = averages[name]
@@ -153,12 +154,6 @@ def _band(cut: np.ndarray, rng: np.random.Generator, draws: int, confidence: flo
     return np.stack([low, high])
 
 
-def _mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean of what is not NaN; NaN where nothing is."""
-    number = (~np.isnan(values)).sum(axis=axis)
-    return np.where(number > 0, np.nansum(values, axis=axis) / np.maximum(number, 1), np.nan)
-
-
 def _figures(averages: Mapping[str, np.ndarray], band: np.ndarray) -> dict[str, np.ndarray]:
     low, high = band
     known = ~np.isnan(averages["data"]) & ~np.isnan(averages["twin"])  # lags that some event reaches
@@ -167,7 +162,7 @@ def _figures(averages: Mapping[str, np.ndarray], band: np.ndarray) -> dict[str, 
         centred = {}
         for name, values in averages.items():
             values = np.where(known, values, np.nan)
-            mean = _mean(values)
+            mean = nan_mean(values)
             span = np.where(known, values, -np.inf).max(axis=0) - np.where(known, values, np.inf).min(axis=0)
             columns[f"modulation_{name}"] = np.where(known.any(axis=0), span / mean, np.nan)
             centred[name] = np.nan_to_num(values - mean)
@@ -186,11 +181,13 @@ def _figure(averages: Mapping[str, np.ndarray], seconds: np.ndarray, name: str):
         figure = Figure(figsize=(4.6, 3.2), layout="constrained")
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
-        scale = _mean(averages["data"])
+        scale = nan_mean(averages["data"])
         scale = np.where(scale > 0, scale, np.nan)
         colors = {"data": "#555555", "twin": "#d55e00", "without_behavior": "#0072b2"}
         for kind, values in averages.items():
-            axes.plot(seconds * 1000, _mean(values / scale, axis=1), color=colors[kind], label=kind.replace("_", " "))
+            axes.plot(
+                seconds * 1000, nan_mean(values / scale, axis=1), color=colors[kind], label=kind.replace("_", " ")
+            )
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.set(xlabel="time from event (ms)", ylabel="rate over its mean", title=name)
         axes.legend(frameon=False, fontsize=8)

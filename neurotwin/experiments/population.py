@@ -1,11 +1,10 @@
 """How similar units are, across sessions, by the features of the shared core that they read."""
 
 import numpy as np
+import scipy
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
 from ..config import PositiveInt, register
 from .base import Experiment, Result
@@ -98,8 +97,9 @@ def _clusters(similarity: np.ndarray, number: int) -> np.ndarray:
         return np.ones(len(similarity), np.int64)
     distance = np.clip(1 - (similarity + similarity.T) / 2, 0, None)
     np.fill_diagonal(distance, 0)
-    tree = linkage(squareform(distance, checks=False), "average")
-    return fcluster(tree, number, "maxclust").astype(np.int64)
+    pairs = scipy.spatial.distance.squareform(distance, checks=False)
+    tree = scipy.cluster.hierarchy.linkage(pairs, "average")
+    return scipy.cluster.hierarchy.fcluster(tree, number, "maxclust").astype(np.int64)
 
 
 def _embedding(similarity: np.ndarray) -> np.ndarray:

@@ -298,7 +298,7 @@ class Presenter:
                     f"session {spec.name}: behaviour is held at its training median, for which its recording is "
                     f"needed; give --data_dir, --behavior zeros, or --behavior with {spec.behavior_dim} numbers"
                 )
-            return torch.from_numpy(np.median(data.behavior[np.asarray(data.split) == 0], axis=0)).float()
+            return torch.from_numpy(data.median_behavior()).float()
         if isinstance(asked, str):
             raise ExperimentError(f"behaviour cannot be held at {asked!r}; use median, zeros or numbers")
         values = asked.get(spec.name) if isinstance(asked, Mapping) else asked

@@ -51,8 +51,7 @@ def behavior_held(data: Prepared) -> Prepared:
     """The recording with every behaviour variable at its median over the training bins."""
     if data.behavior is None:
         return data
-    median = np.median(data.behavior[np.asarray(data.split) == SPLITS.index("train")], axis=0)
-    return replace(data, behavior=np.broadcast_to(median, data.behavior.shape).copy())
+    return replace(data, behavior=np.broadcast_to(data.median_behavior(), data.behavior.shape).copy())
 
 
 def chosen_split(data: Prepared, split: str, needed: np.ndarray) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import OptimizeWarning, curve_fit
 from torch import Tensor
 
 from .presenter import Screen
@@ -182,8 +182,9 @@ def _fitted(curve: Callable, x: np.ndarray, y: np.ndarray, start: list, bounds: 
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizeWarning)  # the covariance, which is not used, cannot be estimated
-            return curve_fit(curve, x, y, start, bounds=bounds, max_nfev=2000)[0]
+            # That the covariance, which is not used, cannot be estimated.
+            warnings.simplefilter("ignore", scipy.optimize.OptimizeWarning)
+            return scipy.optimize.curve_fit(curve, x, y, start, bounds=bounds, max_nfev=2000)[0]
     except RuntimeError:
         return None
 

@@ -201,8 +201,7 @@ class BitsPerSpike(_OfCounts):
     @staticmethod
     def compute(evidence: Evidence) -> Tensor:
         spikes = evidence.sums["responses"]
-        gain = evidence.sums["log_likelihood"] - evidence.likelihood.null(evidence.sums)
-        return _nan_unless(spikes > 0, gain / (np.log(2.0) * spikes))
+        return _nan_unless(spikes > 0, _gain(evidence) / (log(2.0) * spikes))
 
 
 @register("metric", "bits_per_bin")
@@ -216,8 +215,7 @@ class BitsPerBin(Metric):
 
     @staticmethod
     def compute(evidence: Evidence) -> Tensor:
-        gain = evidence.sums["log_likelihood"] - evidence.likelihood.null(evidence.sums)
-        return gain / (log(2.0) * evidence.sums["bins"])
+        return _gain(evidence) / (log(2.0) * evidence.sums["bins"])
 
 
 @register("metric", "d2")
@@ -343,6 +341,11 @@ class OracleCorrelation(_OfRepeats):
     @staticmethod
     def compute(evidence: Evidence) -> np.ndarray:
         return reliability.oracle_correlation(evidence.repeated[0])
+
+
+def _gain(evidence: Evidence) -> Tensor:
+    """Log likelihood beyond that of the null model, nats."""
+    return evidence.sums["log_likelihood"] - evidence.likelihood.null(evidence.sums)
 
 
 def _spread(squares: Tensor, total: Tensor, bins: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Responses are `y` of shape (R, T, U): repeat, frame, unit, NaN where a repeat is missing. Predictions are `rate` of
 shape (T, U), or (R, T, U) where they differ between repeats (behaviour, or a memory of what came before); correlations
-then use their mean over repeats. Every function returns (U,) float64 and NaN where the figure is not defined.
+then use their mean over repeats. Every figure is (U,) float64, and NaN where the figure is not defined.
 
 **Missing repeats.** The formulas need equally many repeats of every frame. Of each unit, the n repeats of those frames
 that have at least n are used (the first n of each), with n ≥ 2 chosen so that most responses are used; of equally good
@@ -22,6 +22,7 @@ __all__ = [
     "correlation_to_average",
     "fev",
     "feve",
+    "nan_mean",
     "oracle_correlation",
     "signal_power",
     "stack_repeats",
@@ -135,6 +136,18 @@ def oracle_correlation(y: np.ndarray) -> np.ndarray:
         return each[~np.isnan(each)].mean() if not np.isnan(each).all() else np.nan
 
     return _per_unit(figure, y)
+
+
+def nan_mean(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean along an axis of what is not NaN; NaN where nothing is left.
+
+    Examples
+    --------
+    >>> nan_mean(np.array([[1.0, np.nan], [2.0, np.nan]])).tolist()
+    [1.5, nan]
+    """
+    count = (~np.isnan(values)).sum(axis=axis)
+    return np.where(count > 0, np.nansum(values, axis=axis) / np.maximum(count, 1), np.nan)
 
 
 def _per_unit(figure: Callable[..., float], y: np.ndarray, rate: np.ndarray | None = None) -> np.ndarray:

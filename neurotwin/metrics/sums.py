@@ -89,10 +89,6 @@ class Sums:
         kept = [torch.where(valid, term, 0.0).reshape(-1, self.sums.shape[1]).sum(0) for term in terms]
         self.sums += torch.stack(kept)
 
-    def merge(self, other: "Sums") -> None:
-        """Add the bins of another, of the same likelihood."""
-        self.sums += other.sums.to(self.sums.device)
-
     def evidence(self) -> Evidence:
         """The sums by name, as metrics read them."""
         return Evidence(self.likelihood, dict(zip(self.rows, self.sums, strict=True)))

@@ -104,9 +104,9 @@ def check_shift(part: Part, readout: nn.Module, features: Maps) -> None:
 
 def check_history(n_lags: int, spec: SessionSpec) -> None:
     """Whether a history encoder is given as many bins as it looks at, and none that hold later responses."""
-    for name, pipeline in (spec.config.transforms or {}).items():
+    for name, exposed, pipeline in spec.config.pipelines():
         ahead = [op.name for op in pipeline.ops if getattr(op.params, "looks_ahead", "")]
-        if ahead and (pipeline.expose_as or name) == "robs":
+        if ahead and exposed == "robs":
             raise ConfigError(
                 f"session {spec.name}: transforms.{name}: {ahead[0]} puts later responses into earlier bins, where the "
                 f"history encoder would read them; leave out the one or the other"

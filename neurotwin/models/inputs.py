@@ -388,7 +388,7 @@ def _is_of_pixels(config: DatasetConfig) -> bool:
     """Whether the stimulus pipeline scales 8-bit pixels."""
     return any(
         op.params.scale() == PIXEL_NORM
-        for name, pipeline in (config.transforms or {}).items()
-        if (pipeline.expose_as or name) == "stim"
+        for _, exposed, pipeline in config.pipelines()
+        if exposed == "stim"
         for op in pipeline.ops
     )

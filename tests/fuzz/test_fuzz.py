@@ -46,13 +46,11 @@ def lab(fuzz, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quiet():
-    """Commands set up logging, and say much of what they refuse."""
-    before = logging.root.handlers[:]
+def quiet(handlers):
+    """Commands say much of what they refuse."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
-    logging.root.handlers[:] = before
 
 
 @pytest.mark.parametrize("kind", HEADINGS)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,15 +28,14 @@ MODEL = {
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def lab(tmp_path_factory, factory):
     """Two sessions, their YAMLs, a model's YAML and a saved model."""
-    write_session = runpy.run_path(str(Path(__file__).parents[1] / "factories/sessions.py"))["write_session"]
     folder = tmp_path_factory.mktemp("lab")
     (folder / "sessions").mkdir()
     for name, n_units in (("ada_1", 3), ("bea_1", 2)):
         pupil = np.random.default_rng(0).random(200)
         sizes = {"n_bins": 200, "n_units": n_units, "frame": (12, 12), "trial_bins": 20}
-        write_session(folder / "data", name, **sizes, behavior={"pupil": pupil})
+        factory.write_session(folder / "data", name, **sizes, behavior={"pupil": pupil})
         pipeline = {"source": "pupil", "ops": [{"unsqueeze": {"dim": -1}}], "expose_as": "behavior"}
         config = {
             "data_dir": "../data", "keys_lags": {"stim": ["0..5"]},

@@ -1,9 +1,7 @@
 """Files as labs write them: each form loads, means what docs/lab_files.md says, and what has no effect is said once."""
 
-import importlib.util
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,26 +19,16 @@ from neurotwin.models.parameters import describe_parameters
 from training.regularizers import Regularizers
 from training.train_ddp_multidataset import main as train
 
+pytestmark = pytest.mark.usefixtures("handlers")
+
 FILES = Path(__file__).parents[1] / "data" / "dialect"
 NAME = "ada_2024-05-01"
 
 
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The commands set up logging, to a stream that ends with the test."""
-    before = logging.root.handlers[:]
-    yield
-    logging.root.handlers[:] = before
-
-
 @pytest.fixture
-def lab(tmp_path) -> Path:
+def lab(tmp_path, builder) -> Path:
     """The lab's dataset files, and its recording where --data_dir says: DATA_DIR/SESSION/datasets/TYPE.dset."""
-    path = Path(__file__).parents[1] / "builders" / "dset.py"
-    spec = importlib.util.spec_from_file_location("builders_dset", path)
-    builder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(builder)
-    builder.build(tmp_path / "recordings", name=NAME, n_bins=80, n_trials=8, size=12)
+    builder("dset").build(tmp_path / "recordings", name=NAME, n_bins=80, n_trials=8, size=12)
     shutil.copytree(FILES / "lab", tmp_path / "configs")
     return tmp_path
 

@@ -1,8 +1,5 @@
 """Config files that cannot be: each ends with one line that says where and why, and never with a traceback."""
 
-import logging
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -12,6 +9,8 @@ from neurotwin.data.session import Session
 from neurotwin.models import stages
 from neurotwin.models.stages import Maps, normal, reserve, reserving
 from training.train_ddp_multidataset import main as train
+
+pytestmark = pytest.mark.usefixtures("handlers")
 
 
 def conv(**keys) -> str:
@@ -68,14 +67,6 @@ MODELS = {
         "modulator: {type: film, params: {encoder_params: {dims: [100000, 100000]}}}", "GiB in training"
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """The commands set up logging, to a stream that ends with the test."""
-    before = logging.root.handlers[:]
-    yield
-    logging.root.handlers[:] = before
 
 
 @pytest.fixture

@@ -144,8 +144,8 @@ def _pipelines(spec: SessionSpec, output: str) -> list[dict[str, Any]]:
     """The source and the operations of the pipelines that make an input of the model."""
     return [
         pipeline.model_dump(mode="json", include={"source", "ops"})
-        for name, pipeline in (spec.config.transforms or {}).items()
-        if (pipeline.expose_as or name) == output
+        for _, exposed, pipeline in spec.config.pipelines()
+        if exposed == output
     ]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from scipy.spatial import cKDTree
+import scipy
 
 __all__ = ["Sketch", "alike", "repeat_ids", "sketch"]
 
@@ -113,7 +113,7 @@ def alike(sketches: Sequence[Sketch], load: Callable[[int], np.ndarray], *, tole
         if len(trials) < 2:
             continue
         points = np.stack([sketches[trial][1] for trial in trials])
-        tree = cKDTree(points)
+        tree = scipy.spatial.cKDTree(points)
         for number, trial in enumerate(trials):
             if first[trial] != trial:
                 continue

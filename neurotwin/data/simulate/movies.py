@@ -4,7 +4,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 import numpy as np
-from scipy.signal import lfilter
+import scipy
 from skimage.color import rgb2gray
 from skimage.io import imread
 
@@ -123,4 +123,4 @@ def _to_uint8(frames: np.ndarray) -> np.ndarray:
 
 def autoregress(noise: np.ndarray, decay: float) -> np.ndarray:
     """y[t] = decay · y[t−1] + noise[t], along the first axis."""
-    return lfilter([1.0], [1.0, -decay], noise, axis=0)
+    return scipy.signal.lfilter([1.0], [1.0, -decay], noise, axis=0)

@@ -1,6 +1,5 @@
 """Two small sessions, and a stand-in for a twin that is quick and has a memory."""
 
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,12 +82,6 @@ def record(name, n_units, seed):
 
 
 @pytest.fixture(scope="session")
-def factory() -> SimpleNamespace:
-    """The functions of tests/factories/sessions.py."""
-    return SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "factories/sessions.py")))
-
-
-@pytest.fixture(scope="session")
 def recorded():
     return [record("ada_1", 4, 0), record("bea_1", 3, 1)]
 
@@ -128,9 +121,9 @@ def table():
 
 
 @pytest.fixture(scope="session")
-def made_runs(tmp_path_factory) -> Path:
+def made_runs(tmp_path_factory, builder) -> Path:
     """Runs with all that a report shows: a and b of 20 units, of which two changed in b, and big of 1,000."""
-    build = runpy.run_path(str(Path(__file__).parents[2] / "builders/report_run.py"))["build_run"]
+    build = builder("report_run").build_run
     root = tmp_path_factory.mktemp("runs")
     build(root / "a", sessions=2, units=10)
     build(root / "b", sessions=2, units=10, shift=0.1)

@@ -10,27 +10,6 @@ def lines(axes):
     return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
 
 
-def test_learning_curves_leave_out_nan():
-    figure = plots.learning_curves(
-        {"ln": (np.arange(3), np.array([0.1, np.nan, 0.3])), "resnet": (np.arange(2), np.array([0.2, 0.5]))},
-        xlabel="epoch", ylabel="bits per spike",
-    )  # fmt: skip
-    drawn = lines(figure.axes[0])
-    np.testing.assert_array_equal(drawn["ln"], [[0, 0.1], [2, 0.3]])
-    assert figure.axes[0].get_legend() is not None and figure.axes[0].get_xlabel() == "epoch"
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_units_against_oracle(table, known):
-    figures = {"bps": [0.4, np.nan, 0.1]} | ({"oracle_bps": [0.5, 0.6, 0.7]} if known else {})
-    axes = plots.units_against_oracle(table(["a_1", "a_1", "b_1"], [0, 1, 2], **figures)).axes[0]
-    if known:
-        np.testing.assert_array_equal(axes.collections[1].get_offsets(), [[0.7, 0.1]])
-        assert "oracle" in axes.get_xlabel()
-    else:
-        np.testing.assert_array_equal(lines(axes)["a"], [[1, 0.4]])
-
-
 def test_traces_are_in_hz_and_smoothing_keeps_the_mean():
     observed, predicted = np.full((40, 2), 0.5), np.full((40, 2), 0.25)
     figure = plots.traces(observed, predicted, bin_rate=100.0, labels=["3", "7"], smooth=0.02)
