@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..config import registered
+from ..errors import UserError
 from ..files import replacing
 from .definitions import metrics
 
@@ -20,7 +21,7 @@ _KEYS = ("session", "subject", "unit_id", "likelihood")
 _REQUIRED = ("session", "subject", "unit_id", "bins")
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """An evaluation is not possible, or a table is not one; the message says why and what to do."""
 
 
