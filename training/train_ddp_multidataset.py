@@ -46,6 +46,7 @@ from training.checkpoints import SafeCheckpoint, latest_checkpoint
 from training.flags import Arguments, choose_precision, without_effect
 from training.launch import Launch, LaunchError, read_launch
 from training.pl_modules import NonFiniteLossError
+from training.pl_modules.pretrained import open_pretrained
 from training.processes import GradientSumStrategy
 from training.runs import (
     StepSize,
@@ -105,7 +106,7 @@ def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> 
 
 def choose_model(path: str | None, pretrained: Path | None) -> ModelConfig:
     """The model's config: that of the file, else that of the twin to start from."""
-    return load_model_config(path) if path else load_twin(pretrained).config
+    return load_model_config(path) if path else open_pretrained(pretrained).config
 
 
 def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> MultiDatasetDM:

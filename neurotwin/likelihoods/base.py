@@ -1,6 +1,6 @@
 """What every likelihood is: one object that scores, draws, starts and checks the responses of a session's units."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -157,6 +157,21 @@ class Likelihood(nn.Module):
 
     def initialise(self, statistics: ResponseStatistics) -> None:
         """Set the parameters of its own from the training responses; without parameters there is nothing to set."""
+
+    @torch.no_grad()
+    def pool(self, members: "Sequence[Likelihood]") -> None:
+        """Take the parameters that suit the mean of the rates of several models, from those of their likelihoods.
+
+        The variance of a response at a rate is then the mean of the variances that the members give it at this rate.
+        Parameters for which no other definition is made are averaged.
+
+        Parameters
+        ----------
+        members
+            Likelihoods of the same class and units.
+        """
+        for name, own in self.state_dict(keep_vars=True).items():
+            own.copy_(torch.stack([member.state_dict()[name].to(own) for member in members]).mean(dim=0))
 
     def check(self, minimum: float, whole: bool, session: str, exposed: bool = False) -> None:
         """Refuse responses that it cannot score.

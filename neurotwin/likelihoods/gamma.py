@@ -1,7 +1,7 @@
 """The zero-inflated gamma likelihood."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -135,6 +135,19 @@ class Gamma(Likelihood):
                 "{type: gaussian} if they are dF/F",
                 session, minimum,
             )  # fmt: skip
+
+    @torch.no_grad()
+    def pool(self, members: Sequence["Gamma"]) -> None:
+        r"""The c and k with the members' mean share of zeros and mean variance where rates are low.
+
+        There, to first order in λ, :math:`1 - p_0 = \lambda/c` and the variance is :math:`\lambda c (1 + 1/k)`. Hence c
+        is the harmonic mean of theirs, and :math:`c (1 + 1/k)` the mean of theirs.
+        """
+        event, shape = (torch.stack([getattr(m, name) for m in members]) for name in ("event", "shape"))
+        own = 1 / (1 / event).mean(dim=0)
+        spread = (event * (1 + 1 / shape)).mean(dim=0) / own - 1
+        self.log_event.copy_(own.log())
+        self.log_shape.copy_(-spread.log())
 
     def counted(self, responses: Tensor) -> Tensor:
         """What is below zero as zero."""

@@ -299,8 +299,7 @@ def padded_history(network: Network, index: int, responses: np.ndarray | None, n
     responses = _numbers(responses, "responses")
     if responses.shape != (n_bins, n_units):
         raise ValueError(f"responses have shape {responses.shape}; give ({n_bins}, {n_units}), bins and units")
-    before = network.per_session[index].history_encoder.n_lags
-    return np.concatenate([np.zeros((before, n_units)), responses])
+    return np.concatenate([np.zeros((network.history_lags, n_units)), responses])
 
 
 def _transformed(spec: SessionSpec, signals: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:

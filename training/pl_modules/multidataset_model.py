@@ -31,7 +31,6 @@ from neurotwin.likelihoods import ResponseStatistics
 from neurotwin.metrics.table import summarize
 from neurotwin.models.network import CORE_PARTS, Streamer
 from neurotwin.models.parameters import describe_parameters
-from neurotwin.models.storage import load_twin
 from neurotwin.models.twin import TwinModel
 from neurotwin.processes import all_gather, all_reduce_sum
 
@@ -40,7 +39,7 @@ from ..regularizers import Regularizers
 from ..schedulers import largest_rate, make_scheduler
 from ..seams import micro_batches_done, optimizer_steps_now
 from .multidataset_dm import TrainingBatch
-from .pretrained import load_pretrained
+from .pretrained import load_pretrained, open_pretrained
 
 __all__ = ["MultiDatasetModel", "NonFiniteLossError"]
 
@@ -150,7 +149,7 @@ class MultiDatasetModel(pl.LightningModule):
         if (freeze_vision or freeze_core) and pretrained_checkpoint is None:
             flag = "freeze_vision" if freeze_vision else "freeze_core"
             raise ConfigError(f"{flag} would freeze random weights; give pretrained_checkpoint as well")
-        source = None if pretrained_checkpoint is None else load_twin(pretrained_checkpoint)
+        source = None if pretrained_checkpoint is None else open_pretrained(pretrained_checkpoint)
         if model_config is None:
             if source is None:
                 raise ConfigError("give a model_config, or a pretrained_checkpoint that has one")
