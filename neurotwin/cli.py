@@ -21,6 +21,7 @@ COMMANDS = {
     "audit": "Look for what would fool a model: leaks between parts, lost responses, drifting units, wrong clocks.",
     "evaluate": "Predict every session of a checkpoint and write the table of its units.",
     "ensemble": "Make one model of several: the mean of their rates, and how far they disagree.",
+    "distil": "Train a compact twin on the rates of an ensemble, and compare the two unit by unit.",
     "experiment": "Put a question to a trained model: receptive fields, gratings, exciting stimuli, events.",
     "report": "Show the results of runs beside one another.",
     "compare": "Say whether two runs gave the same figures.",

@@ -59,6 +59,7 @@ from training.runs import (
     run_name,
 )
 from training.seams import announce_rank, epochs_trained, kill_processes
+from training.teacher import Teacher
 from training.utils import keep_freed_memory, known_end, quiet_lightning
 
 __all__ = ["main", "parse_arguments", "train"]
@@ -126,6 +127,7 @@ def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> Multi
         curriculum_steps=arguments.warmup_epochs * arguments.steps_per_epoch if arguments.enable_curriculum else 0,
         dtype=arguments.dset_dtype, threads=arguments.num_workers, limit_val=arguments.limit_val_batches,
         progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
+        teacher=Teacher(arguments.teacher) if arguments.teacher else None,
     )  # fmt: skip
     data.setup()
     check_validation(arguments, data)
@@ -156,7 +158,7 @@ def make_model(
     """The model, with the settings that the flags give."""
     names = (
         "learning_rate", "core_lr_scale", "weight_decay", "lr_scheduler", "warmup_epochs", "restart_period",
-        "freeze_vision", "freeze_core", "compile", "on_nan", "seed",
+        "freeze_vision", "freeze_core", "compile", "on_nan", "teacher_weight", "seed",
     )  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     return MultiDatasetModel(

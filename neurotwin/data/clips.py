@@ -143,17 +143,33 @@ class ClipTable:
         return samples
 
 
-def clip_table(sessions: Sequence[Prepared], split: str, *, length: int) -> ClipTable:
+def clip_table(
+    sessions: Sequence[Prepared], split: str, *, length: int, unlabelled: int | None = None
+) -> ClipTable:  # fmt: skip
     """Cut one split of some sessions into clips that share no predicted bin; those without a valid count are left out.
 
     The clips are no longer than the longest stretch there is: single images make clips of length 1.
+
+    Parameters
+    ----------
+    sessions, split, length
+        See :class:`ClipTable`.
+    unlabelled
+        None: clips need valid responses. A number: clips are of stimuli, whether there are responses or not, in the
+        split and in trials that belong to no split, where at least so many frames come before the predicted bin; every
+        (bin, unit) pair counts.
 
     Raises
     ------
     ValueError
         If there is no clip with a valid count.
     """
-    runs = [usable_runs(prepared, split) for prepared in sessions]
+    runs = [usable_runs(prepared, split, least=unlabelled or 0) for prepared in sessions]
+    if unlabelled is not None:
+        for number, prepared in enumerate(sessions):
+            every = usable_runs(prepared, None, least=unlabelled)
+            free = every[np.asarray(prepared.split)[every[:, 0]] == -1]
+            runs[number] = np.concatenate([runs[number], free])
     longest = max((int((run[:, 1] - run[:, 0]).max(initial=0)) for run in runs), default=0)
     length = max(1, min(length, longest))
     parts = []
@@ -163,6 +179,8 @@ def clip_table(sessions: Sequence[Prepared], split: str, *, length: int) -> Clip
         starts = starts + length * (np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts))
         stops = np.minimum(starts + length, np.repeat(stretches[:, 1], counts))
         count = _sum_between(prepared.n_valid, starts, stops).astype(np.int64)
+        if unlabelled is not None:
+            count = (stops - starts) * prepared.n_units
         contrast = _sum_between(prepared.contrast, starts, stops) / np.maximum(stops - starts, 1)
         keep = count > 0
         parts.append([np.full(keep.sum(), index), starts[keep], stops[keep], count[keep], contrast[keep]])

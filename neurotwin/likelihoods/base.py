@@ -155,6 +155,21 @@ class Likelihood(nn.Module):
         terms = -self.log_likelihood(rates, responses, exposure)
         return torch.where(valid, terms, 0.0).sum().to(rates.dtype)
 
+    def cross_entropy(self, rates: Tensor, expected: Tensor) -> Tensor:
+        """The mean of −:meth:`log_likelihood` over responses whose expectation is known, (..., U).
+
+        A model that learns from the rates of another one minimises it. Terms without the rate may be left out. The
+        default is right where the logarithm of the probability is linear in the response, such terms aside.
+
+        Parameters
+        ----------
+        rates
+            (..., U) predicted response per bin and presentation.
+        expected
+            (..., U) expectation of the response.
+        """
+        return -self.log_likelihood(rates, expected)
+
     def initialise(self, statistics: ResponseStatistics) -> None:
         """Set the parameters of its own from the training responses; without parameters there is nothing to set."""
 

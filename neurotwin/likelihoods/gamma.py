@@ -111,6 +111,12 @@ class Gamma(Likelihood):
         standard = torch._standard_gamma(k.expand(rates.shape).contiguous(), generator=generator)
         return torch.where(uniform < share, standard * rates / (k * share), 0.0)
 
+    def cross_entropy(self, rates: Tensor, expected: Tensor) -> Tensor:
+        """That of zeros and of positive responses, whose share follows from the expectation."""
+        zero = torch.exp(-expected / self.event.detach().to(expected.dtype))
+        positive = expected / (1 - zero).clamp_min(1e-6)
+        return -zero * self.log_prob(rates, torch.zeros_like(expected)) - (1 - zero) * self.log_prob(rates, positive)
+
     @torch.no_grad()
     def initialise(self, statistics: ResponseStatistics) -> None:
         """c and k of the constant rate with the same mean, variance and share of zeros.

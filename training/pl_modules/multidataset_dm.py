@@ -20,6 +20,7 @@ from neurotwin.data.spec import SessionSpec
 from neurotwin.likelihoods import ResponseStatistics
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
+from ..teacher import Teacher, taught
 
 __all__ = ["ClipLoader", "MultiDatasetDM", "TrainingBatch"]
 
@@ -72,6 +73,8 @@ class ClipLoader:
         Put the batches into page-locked memory.
     shown
         See :func:`neurotwin.data.clips.gather`.
+    expected
+        (T, U) rates of a teacher for each session, or None.
     """
 
     def __init__(
@@ -84,8 +87,9 @@ class ClipLoader:
         threads: int = 1,
         pin_memory: bool = False,
         shown: bool = True,
+        expected: Sequence[np.ndarray] | None = None,
     ) -> None:
-        self.table, self.sampler, self.context = table, sampler, context
+        self.table, self.sampler, self.context, self.expected = table, sampler, context, expected
         self.accumulate, self.threads, self.pin_memory, self.shown = accumulate, threads, pin_memory, shown
 
     def __len__(self) -> int:
@@ -121,6 +125,8 @@ class ClipLoader:
             count=int(self.table.count[rows].sum()),
             sessions=tuple(np.unique(self.table.session[rows]).tolist()),
         )
+        if self.expected is not None:
+            batch = batch.map(lambda sample: taught(sample, self.table.sessions, self.expected))
         return batch.map(Sample.pin_memory) if self.pin_memory else batch
 
     def _optimizer_step(self, step: int) -> range:
@@ -176,6 +182,8 @@ class MultiDatasetDM(pl.LightningDataModule):
         Part of the validation to use: a fraction of each session's trials up to 1, or a number of trials above.
     progress
         Called with index, number and name before each session is prepared.
+    teacher
+        A trained model whose rates are learned as well, on stimuli with and without responses.
 
     Examples
     --------
@@ -209,6 +217,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         on_device: bool | None = None,
         limit_val: float = 1.0,
         progress: Callable[[int, int, str], None] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("clip_len", clip_len), ("steps_per_epoch", steps_per_epoch)):
@@ -222,7 +231,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         self.batch_size, self.clip_len, self.steps_per_epoch = batch_size, clip_len, steps_per_epoch
         self.accumulate, self.seed, self.balance, self.curriculum_steps = accumulate, seed, balance, curriculum_steps
         self.cache_dir, self.dtype, self.threads, self.limit_val = cache_dir, dtype, threads, limit_val
-        self.on_device, self.progress = on_device, progress
+        self.on_device, self.progress, self.teacher = on_device, progress, teacher
         self.sessions: list[Prepared] = []
         self.sampler: ClipSampler | None = None
         self._table: ClipTable | None = None
@@ -236,6 +245,8 @@ class MultiDatasetDM(pl.LightningDataModule):
             for prepared in self.sessions:
                 if faults := oddities(prepared):
                     logger.warning("session %s: %s", prepared.name, "; ".join(faults))
+            if self.teacher is not None:
+                self.teacher.rates(self.sessions)
 
     @property
     def specs(self) -> list[SessionSpec]:
@@ -248,7 +259,8 @@ class MultiDatasetDM(pl.LightningDataModule):
         """The training clips."""
         self.setup()
         if self._table is None:
-            self._table = clip_table(self.sessions, "train", length=self.clip_len)
+            least = None if self.teacher is None else self.teacher.twin.context
+            self._table = clip_table(self.sessions, "train", length=self.clip_len, unlabelled=least)
         return self._table
 
     def statistics(self) -> list[ResponseStatistics]:
@@ -265,6 +277,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         return ClipLoader(
             self.table, self.sampler, context=self._context(), accumulate=self.accumulate, threads=self.threads,
             pin_memory=self._device().type == "cuda", shown=not self._place_stimuli(),
+            expected=None if self.teacher is None else self.teacher.rates(self.sessions),
         )  # fmt: skip
 
     def val_dataloader(self) -> StreamLoader:
