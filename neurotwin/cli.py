@@ -23,6 +23,7 @@ COMMANDS = {
     "ensemble": "Make one model of several: the mean of their rates, and how far they disagree.",
     "distil": "Train a compact twin on the rates of an ensemble, and compare the two unit by unit.",
     "experiment": "Put a question to a trained model: receptive fields, gratings, exciting stimuli, events.",
+    "sweep": "Search for the best settings of a model and its training, with any number of workers.",
     "report": "Show the results of runs beside one another.",
     "compare": "Say whether two runs gave the same figures.",
     "schema": "Write the JSON Schemas of model and dataset files.",
