@@ -75,17 +75,18 @@ def test_the_teacher_predicts_every_training_stimulus_and_no_other(lab):
 def test_clips_of_stimuli_without_responses_are_taken_with_a_teacher_alone(lab):
     plain = MultiDatasetDM(configs(lab), batch_size=64, clip_len=8)
     learns = MultiDatasetDM(configs(lab), batch_size=64, clip_len=8, teacher=Teacher(lab / "teacher.safetensors"))
-    assert plain.table.start.max() < 510 <= learns.table.start.max()
-    bins = np.concatenate([np.arange(a, b) for a, b in zip(learns.table.start, learns.table.stop, strict=True)])
+    found = learns.table.locate()
+    assert plain.table.locate().start.max() < 510 <= found.start.max()
+    bins = np.concatenate([np.arange(a, b) for a, b in zip(found.start, found.stop, strict=True)])
     (rates,) = learns.teacher.rates(learns.sessions)
     assert len(np.unique(bins)) == len(bins)
     np.testing.assert_array_equal(np.sort(bins), np.flatnonzero(np.isfinite(rates).all(axis=1)))
-    np.testing.assert_array_equal(learns.table.count, 3 * (learns.table.stop - learns.table.start))
+    np.testing.assert_array_equal(learns.table.count(), 3 * (found.stop - found.start))
     rows = np.array([0, len(learns.table) - 1])
     (sample,) = learns.table.samples(rows, context=6)
     sample = taught(sample, learns.sessions, [rates])
     for row, clip in enumerate(rows):
-        start, stop = learns.table.start[clip], learns.table.stop[clip]
+        start, stop = found.start[clip], found.stop[clip]
         np.testing.assert_array_equal(sample.target.expected[row, : stop - start], rates[start:stop])
         assert sample.target.expected[row, stop - start :].isnan().all()
     assert not sample.target.mask[1].any() and sample.target.mask[0].any()
