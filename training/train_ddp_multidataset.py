@@ -127,7 +127,7 @@ def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> Multi
         curriculum_steps=arguments.warmup_epochs * arguments.steps_per_epoch if arguments.enable_curriculum else 0,
         dtype=arguments.dset_dtype, threads=arguments.num_workers, limit_val=arguments.limit_val_batches,
         progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
-        teacher=Teacher(arguments.teacher) if arguments.teacher else None,
+        teacher=Teacher(arguments.teacher, arguments.teacher_types) if arguments.teacher else None,
     )  # fmt: skip
     data.setup()
     check_validation(arguments, data)

@@ -122,9 +122,9 @@ def rates_in_bins(twin: TwinModel, prepared: Prepared) -> np.ndarray:
             f"session {prepared.name!r}: has {spec.bin_rate:g} bins a second here, and {own.bin_rate:g} for the other "
             "model; set sampling as it was trained with"
         )
-    recording, before = open_session(spec.config), twin.sessions
+    recording = open_session(spec.config)
     widened = replace(own, config=own.config.model_copy(update={"types": spec.config.types}))
-    twin.sessions = (*before[:index], widened, *before[index + 1 :])
+    before, twin.sessions = twin.sessions, tuple(widened if one is own else one for one in twin.sessions)
     try:
         prediction = twin.predict(recording, session=index)
     finally:

@@ -177,7 +177,7 @@ class _Run:
 
 
 def _without_history(streamer: Streamer, clip: Clip) -> Tensor:
-    modules = [member.module(clip.session) for member in streamer.members]
+    modules = [member.module(clip.session) for member in streamer.network.members]
     return mean_of([module.rate(drive) for module, drive in zip(modules, streamer.drives(clip), strict=True)])
 
 

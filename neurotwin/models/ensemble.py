@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from ..checkpoint_file import CheckpointError
 from ..clip import Clip
 from ..config import define
-from ..data.spec import SessionSpec
 from ..likelihoods import Likelihood
 from .network import Member, mean_of
-from .shared_sessions import EnsembleError, SharedSession, shared_sessions
+from .shared_sessions import EnsembleError, shared_sessions
 from .twin import TwinModel
 
 __all__ = ["ENSEMBLE_FORMAT", "Ensemble"]
@@ -56,6 +55,7 @@ class Ensemble(TwinModel):
 
     Examples
     --------
+    >>> from neurotwin import SessionSpec
     >>> from neurotwin.config import ModelConfig
     >>> spec = SessionSpec(
     ...     name="ada_0501", subject="ada", unit_ids=(3, 8), frame_shape=(1, 12, 12), bin_rate=60.0, n_lags=8
@@ -78,8 +78,7 @@ class Ensemble(TwinModel):
             shared_sessions([m.config for m in members], [m.sessions for m in members], self.names)
         )  # fmt: skip
         self._build()
-        for index, module in enumerate(self.per_session):
-            module.likelihood.pool([member.module(index).likelihood for member in self.members])
+        self._pool()
 
     def _begin(self, members: Sequence[TwinModel], names: Sequence[str]) -> None:
         nn.Module.__init__(self)  # not that of Network: what a network is made of, the members have
@@ -147,53 +146,51 @@ class Ensemble(TwinModel):
 
     def step(self, clips: list[Clip], state: list[Any] | None) -> tuple[list[Tensor], list[Any] | None]:
         """Predict clips that continue those of the step before; the state holds one entry a member."""
+        each, state = self.each(clips, state)
+        return [mean_of(rates) for rates in zip(*each, strict=True)], state
+
+    def each(self, clips: list[Clip], state: list[Any] | None) -> tuple[list[list[Tensor]], list[Any]]:
+        """Rates of each member, and the state."""
         made = [
             member.network.step([member.clip(clip) for clip in clips], state and state[number])
             for number, member in enumerate(self.members)
         ]
-        return [mean_of(rates) for rates in zip(*(rates for rates, _ in made), strict=True)], [own for _, own in made]
+        return [rates for rates, _ in made], [own for _, own in made]
+
+    def drives(self, clip: Clip, state: list[Any] | None) -> tuple[list[Tensor], list[Any]]:
+        """What drives the units in each member, spike history aside, and the state."""
+        made = [
+            member.network.drives(member.clip(clip), state and state[number])
+            for number, member in enumerate(self.members)
+        ]
+        return [drive for (drive,), _ in made], [own for _, own in made]
 
     def describe(self) -> dict[str, Any]:
         """All that is needed to build the ensemble again, weights aside, as plain values that JSON can hold."""
-        sessions = [{"spec": s.spec.to_json(), "indices": s.indices, "columns": s.columns} for s in self._shared]
         members = [network.describe() for network in self.networks]
-        return {"format": ENSEMBLE_FORMAT, "names": list(self.names), "members": members, "sessions": sessions}
+        return {"format": ENSEMBLE_FORMAT, "names": list(self.names), "members": members}
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "Ensemble":
         """Build the ensemble that :meth:`describe` described, with initial weights."""
         if description.get("format") != ENSEMBLE_FORMAT:
             raise CheckpointError(f"describes {description.get('format')!r}, where {ENSEMBLE_FORMAT!r} can be read")
-        members = [TwinModel.from_description(member) for member in description["members"]]
-        shared = [
-            SharedSession(
-                SessionSpec.from_json(one["spec"]), tuple(one["indices"]),
-                tuple(None if columns is None else tuple(columns) for columns in one["columns"]),
-            )
-            for one in description["sessions"]
-        ]  # fmt: skip
-        return cls._of(members, description["names"], shared)
-
-    @classmethod
-    def _of(cls, members: Sequence[TwinModel], names: Sequence[str], shared: Sequence[SharedSession]) -> "Ensemble":
-        """An ensemble whose sessions are known already; its likelihoods have initial parameters."""
-        ensemble = cls.__new__(cls)
-        ensemble._begin(members, names)
-        ensemble._shared = tuple(shared)
-        ensemble._build()
-        return ensemble
+        return cls([TwinModel.from_description(member) for member in description["members"]], description["names"])
 
     def _only(self, number: int) -> "Ensemble":
-        shared = [
+        ensemble = type(self).__new__(type(self))
+        ensemble._begin([self.networks[number]], [self.names[number]])
+        ensemble._shared = tuple(
             replace(one, indices=(one.indices[number],), columns=(one.columns[number],)) for one in self._shared
-        ]  # fmt: skip
-        ensemble = type(self)._of([self.networks[number]], [self.names[number]], shared)
+        )
+        ensemble._build()
         ensemble.context = self.context
-        if ensemble.networks[0].is_recurrent:
-            ensemble.networks[0].context = self.context
-        for index, module in enumerate(ensemble.per_session):
-            module.likelihood.pool([ensemble.members[0].module(index).likelihood])
+        ensemble._pool()
         return ensemble.train(self.training)
+
+    def _pool(self) -> None:
+        for index, module in enumerate(self.per_session):
+            module.likelihood.pool([member.module(index).likelihood for member in self.members])
 
 
 class _Session(nn.Module):

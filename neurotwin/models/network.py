@@ -180,6 +180,16 @@ class Network(nn.Module):
             for clip, x, seen in zip(clips, features, behavior, strict=True)
         ], state
 
+    def each(self, clips: list[Clip], state: Any) -> tuple[list[list[Tensor]], Any]:
+        """Rates of each member, of which :meth:`step` gives the mean, and the state."""
+        rates, state = self.step(clips, state)
+        return [rates], state
+
+    def drives(self, clip: Clip, state: Any) -> tuple[list[Tensor], Any]:
+        """What drives the units in each member, spike history aside, (B, L, U), and the state."""
+        (x,), (behavior,), state = self.features([clip], state)
+        return [self.per_session[clip.session].drive(x, behavior)], state
+
     def features(
         self, clips: list[Clip], state: list[Any] | None
     ) -> tuple[list[Tensor], list[Tensor | None], list[Any] | None]:
@@ -309,33 +319,28 @@ class Streamer:
     """
 
     def __init__(self, network: Network):
-        self.members = network.members
-        self._states: list[list[Any] | None] = [None] * len(self.members)
+        self.network, self._state = network, None
 
     def __call__(self, clip: Clip) -> Tensor:
         """Rates (B, L, U) of clips; where these do not continue those before them, the state starts anew."""
-        return mean_of(self.each(clip))
+        (rates,), self._state = self.network.step([clip], self._before(clip))
+        return rates
 
     def each(self, clip: Clip) -> list[Tensor]:
         """Rates (B, L, U) of each member."""
-        made = []
-        for number, member in enumerate(self.members):
-            state = self._states[number] if clip.carries else None
-            (rates,), self._states[number] = member.network.step([member.clip(clip)], state)
-            made.append(rates)
-        return made
+        made, self._state = self.network.each([clip], self._before(clip))
+        return [rates for (rates,) in made]
 
     def drives(self, clip: Clip) -> list[Tensor]:
         """What drives the units in each member, spike history aside, (B, L, U): for a caller that computes the rates.
 
         The rates are those of :meth:`~neurotwin.models.session_module.SessionModule.rate`.
         """
-        made = []
-        for number, member in enumerate(self.members):
-            state = self._states[number] if clip.carries else None
-            (x,), (seen,), self._states[number] = member.network.features([member.clip(clip)], state)
-            made.append(member.module(clip.session).drive(x, seen))
+        made, self._state = self.network.drives(clip, self._before(clip))
         return made
+
+    def _before(self, clip: Clip) -> Any:
+        return self._state if clip.carries else None
 
 
 def mean_of(values: Sequence[Tensor]) -> Tensor:

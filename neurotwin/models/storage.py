@@ -57,7 +57,7 @@ def load_twin(path: str | Path) -> TwinModel:
         raise
     except TensorFileError as error:
         raise CheckpointError(str(error)) from None
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, EOFError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, EOFError) as error:
         text = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a model that can be loaded: {type(error).__name__}: {text}") from None
     return twin.eval()

@@ -20,7 +20,7 @@ from neurotwin.metrics.table import EvaluationError
 from neurotwin.models import Ensemble, TwinModel, load_twin
 from training import MultiDatasetDM
 from training import train_ddp_multidataset as script
-from training.teacher import Teacher, loss_of, taught
+from training.teacher import Teacher, loss_of
 
 
 def temporal(size: int) -> dict:
@@ -63,7 +63,7 @@ def configs(lab: Path, **keys) -> list[DatasetConfig]:
 def test_the_teacher_predicts_every_training_stimulus_and_no_other(lab):
     teacher = Teacher(lab / "teacher.safetensors")
     (prepared,) = prepare(configs(lab, keys_lags={"stim": "0..2"}))  # the student sees less
-    (rates,) = teacher.rates([prepared])
+    (rates,) = teacher.lessons([prepared]).rates
     known, place = np.isfinite(rates).all(axis=1), np.arange(600) % 30
     split = np.asarray(prepared.split)
     assert set(split[510:]) == {-1}  # without a response a trial is of no part
@@ -78,13 +78,13 @@ def test_clips_of_stimuli_without_responses_are_taken_with_a_teacher_alone(lab):
     found = learns.table.locate()
     assert plain.table.locate().start.max() < 510 <= found.start.max()
     bins = np.concatenate([np.arange(a, b) for a, b in zip(found.start, found.stop, strict=True)])
-    (rates,) = learns.teacher.rates(learns.sessions)
+    (rates,) = learns.lessons.rates
     assert len(np.unique(bins)) == len(bins)
     np.testing.assert_array_equal(np.sort(bins), np.flatnonzero(np.isfinite(rates).all(axis=1)))
     np.testing.assert_array_equal(learns.table.count(), 3 * (found.stop - found.start))
     rows = np.array([0, len(learns.table) - 1])
     (sample,) = learns.table.samples(rows, context=6)
-    sample = taught(sample, learns.sessions, [rates])
+    sample = learns.lessons.taught(sample)
     for row, clip in enumerate(rows):
         start, stop = found.start[clip], found.stop[clip]
         np.testing.assert_array_equal(sample.target.expected[row, : stop - start], rates[start:stop])
@@ -131,10 +131,10 @@ def test_nothing_is_learned_where_the_teacher_expects_nothing():
 def test_a_teacher_that_was_trained_on_the_validation_is_refused(lab):
     (prepared,) = prepare(configs(lab, seed=3))
     with pytest.raises(EvaluationError, match="is validation or test here, and the other model was trained on it"):
-        Teacher(lab / "teacher.safetensors").rates([prepared])
+        Teacher(lab / "teacher.safetensors").lessons([prepared])
     (fewer,) = prepare(configs(lab, cids=[4, 7]))
     with pytest.raises(EvaluationError, match="units prepared are not"):
-        Teacher(lab / "teacher.safetensors").rates([fewer])
+        Teacher(lab / "teacher.safetensors").lessons([fewer])
 
 
 def test_parity_of_a_twin_with_itself_and_with_another(lab):
@@ -196,6 +196,53 @@ def test_a_student_is_told_at_once_that_its_sessions_are_not_the_teachers(lab, t
     code = script.main([*given, "--teacher", f"{lab}/teacher.safetensors", "--checkpoint_dir", str(tmp_path / "runs")])
     assert code == 2 and "was not trained on session" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_stimuli_of_other_types_are_learned_from_without_their_responses(tmp_path, lab):
+    """Of each trial the second half shows noise, on which neither teacher nor student is trained."""
+    rng, n_bins = np.random.default_rng(1), 600
+    kinds = np.where(np.arange(n_bins) % 30 < 15, "movie", "noise")
+    session = Session(
+        name="ada_1", bin_rate=60.0, stimulus=rng.integers(0, 256, (n_bins, 6, 6), dtype=np.uint8),
+        responses=rng.poisson(0.5, (n_bins, 3)).astype(np.uint8), trial=np.arange(n_bins) // 30, unit_ids=[4, 7, 9],
+        stimulus_type=kinds, behavior={"pupil": rng.random(n_bins) + (kinds == "noise")},
+    )  # fmt: skip
+    path = session.save(tmp_path / "ada_1.safetensors")
+    pupil = {"pupil": {"source": "pupil", "ops": ["maxnorm"], "expose_as": "behavior"}}
+    transforms = {"stim": {"source": "stim", "ops": ["pixelnorm"]}} | pupil
+    values = {"session": "ada_1", "path": str(path), "keys_lags": {"stim": "0..4"}, "transforms": transforms}
+    config = DatasetConfig(types=["movie"], **values)
+    (prepared,) = prepare([config])
+    model = ModelConfig(frontend=temporal(4), modulator={"type": "film"})
+    teacher = TwinModel(model, [prepared.spec]).save(tmp_path / "teacher.safetensors")
+    with_types = {"batch_size": 64, "clip_len": 8, "teacher": Teacher(teacher, ["noise"])}
+    dm = MultiDatasetDM([config], **with_types)
+    assert len(dm.lessons.sessions) == 2 if dm.setup() is None else False
+    extra = dm.lessons.sessions[1]
+    # The largest pupil of training, not that of the noise, which is larger.
+    np.testing.assert_allclose(
+        extra.behavior.max() / extra.behavior.min(),
+        session.behavior["pupil"][kinds == "noise"].max() / session.behavior["pupil"][kinds == "noise"].min(),
+        rtol=1e-5,
+    )
+    assert extra.behavior.max() > 1.2 and not extra.mask.any() and len(dm.sessions) == 1
+    found = dm.table.locate()
+    assert set(found.session) == {0, 1}
+    rows = np.flatnonzero(found.session == 1)[:2]
+    (sample,) = dm.table.samples(rows, context=4)
+    sample = dm.lessons.taught(sample)
+    assert sample.session == 0 and not sample.target.mask.any() and sample.target.expected.isfinite().any()
+    shown = load_twin(teacher).predict(
+        session.stimulus[15:30], {"pupil": session.behavior["pupil"][15:30]}, session="ada_1", bin_rate=60.0
+    )
+    row = int(np.flatnonzero(extra.trial == 0)[4])
+    np.testing.assert_allclose(dm.lessons.rates[1][row], shown[4], rtol=1e-4)
+    batches = [dm.train_dataloader().batch(step) for step in range(3)]
+    assert all(batch.sessions == (0,) and {s.session for s in batch.samples} == {0} for batch in batches)
+    assert any(len(batch.samples) == 2 for batch in batches)
+    for wrong, text in ((["movie"], "is trained on that type"), (["rain"], "no session has stimuli")):
+        with pytest.raises(EvaluationError, match=text):
+            Teacher(teacher, wrong).lessons([prepared])
 
 
 def test_the_expected_rates_travel_with_a_sample(lab):

@@ -21,7 +21,7 @@ from neurotwin.likelihoods import ResponseStatistics
 from neurotwin.tensorfile import blocks
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
-from ..teacher import Teacher, taught
+from ..teacher import Lessons, Teacher
 
 __all__ = ["ClipLoader", "MultiDatasetDM", "TrainingBatch"]
 
@@ -74,8 +74,8 @@ class ClipLoader:
         Put the batches into page-locked memory.
     shown
         See :func:`neurotwin.data.clips.gather`.
-    expected
-        (T, U) rates of a teacher for each session, or None.
+    lessons
+        What is learned from a teacher; the clips are then of its sessions.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class ClipLoader:
         threads: int = 1,
         pin_memory: bool = False,
         shown: bool = True,
-        expected: Sequence[np.ndarray] | None = None,
+        lessons: Lessons | None = None,
     ) -> None:
-        self.table, self.sampler, self.context, self.expected = table, sampler, context, expected
+        self.table, self.sampler, self.context, self.lessons = table, sampler, context, lessons
         self.accumulate, self.threads, self.pin_memory, self.shown = accumulate, threads, pin_memory, shown
 
     def __len__(self) -> int:
@@ -121,13 +121,14 @@ class ClipLoader:
         rows = np.concatenate(list(drawn.values()))
         clips = drawn[step][np.argsort(self.table.locate(drawn[step]).session, kind="stable")]
         own = np.array_split(clips, self.sampler.world_size)[self.sampler.rank]
+        sessions = self.table.locate(rows).session
         batch = TrainingBatch(
             self.table.samples(own, context=self.context, shown=self.shown),
             count=int(self.table.count(rows).sum()),
-            sessions=tuple(np.unique(self.table.locate(rows).session).tolist()),
+            sessions=tuple(np.unique(self.lessons.homes[sessions] if self.lessons else sessions).tolist()),
         )
-        if self.expected is not None:
-            batch = batch.map(lambda sample: taught(sample, self.table.sessions, self.expected))
+        if self.lessons is not None:
+            batch = batch.map(self.lessons.taught)
         return batch.map(Sample.pin_memory) if self.pin_memory else batch
 
     def _optimizer_step(self, step: int) -> range:
@@ -234,6 +235,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         self.cache_dir, self.dtype, self.threads, self.limit_val = cache_dir, dtype, threads, limit_val
         self.on_device, self.progress, self.teacher = on_device, progress, teacher
         self.sessions: list[Prepared] = []
+        self.lessons: Lessons | None = None
         self.sampler: ClipSampler | None = None
         self._table: ClipTable | None = None
         self._first_step = 0
@@ -247,7 +249,7 @@ class MultiDatasetDM(pl.LightningDataModule):
                 if faults := oddities(prepared):
                     logger.warning("session %s: %s", prepared.name, "; ".join(faults))
             if self.teacher is not None:
-                self.teacher.rates(self.sessions)
+                self.lessons = self.teacher.lessons(self.sessions)
 
     @property
     def specs(self) -> list[SessionSpec]:
@@ -260,8 +262,10 @@ class MultiDatasetDM(pl.LightningDataModule):
         """The training clips."""
         self.setup()
         if self._table is None:
-            least = None if self.teacher is None else self.teacher.twin.context
-            self._table = clip_table(self.sessions, "train", length=self.clip_len, unlabelled=least)
+            sessions, least = (self.sessions, None)
+            if self.lessons is not None:
+                sessions, least = self.lessons.sessions, self.lessons.context
+            self._table = clip_table(sessions, "train", length=self.clip_len, unlabelled=least)
         return self._table
 
     def statistics(self) -> list[ResponseStatistics]:
@@ -278,7 +282,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         return ClipLoader(
             self.table, self.sampler, context=self._context(), accumulate=self.accumulate, threads=self.threads,
             pin_memory=self._device().type == "cuda", shown=not self._place_stimuli(),
-            expected=None if self.teacher is None else self.teacher.rates(self.sessions),
+            lessons=self.lessons,
         )  # fmt: skip
 
     def val_dataloader(self) -> StreamLoader:
@@ -317,6 +321,7 @@ class MultiDatasetDM(pl.LightningDataModule):
             "session": np.arange(len(self.sessions)),
             "subject": np.array([prepared.spec.subject for prepared in self.sessions]),
         }[self.balance]
+        groups = groups if self.lessons is None else groups[self.lessons.homes]
         shared: dict[str, Any] = {
             "batch_size": max(1, self.batch_size // table.length), "steps_per_epoch": self.steps_per_epoch,
             "seed": self.seed, "rank": rank, "world_size": world_size, "groups": groups,

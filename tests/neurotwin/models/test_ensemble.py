@@ -1,5 +1,6 @@
 """Ensembles: the mean of what each member predicts alone, whatever it sees; one file; refusals."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from neurotwin.data.session import Session
 from neurotwin.errors import UserError
 from neurotwin.experiments.presenter import Presenter
 from neurotwin.models import Ensemble, EnsembleError, TwinModel, load_twin
+from neurotwin.tensorfile import save_arrays
 
 LENGTHS = (30, 24, 40, 17, 26, 33, 24, 35)
 STIM = {"stim": {"source": "stim", "ops": ["pixelnorm"]}}
@@ -273,3 +275,23 @@ def test_filters_that_wait_for_lags_wait_for_the_longest(make, tmp_path: Path):
     config = ensemble.sessions[0].config
     assert config.keys_lags.n_lags == 9 and config.datafilters["dfs"].ops[0].params.n_lags == 9
     assert ensemble.sessions[0].n_lags == 9
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda d: [],
+        lambda d: d | {"members": d["members"][:1]},
+        lambda d: d | {"members": []},
+        lambda d: d | {"names": ["a"]},
+    ],
+)  # fmt: skip
+def test_a_description_that_is_not_whole_is_one_line(make, spoil):
+    ensemble = Ensemble([make.member("plain"), make.member("behaviour")])
+    arrays = {name: tensor.numpy() for name, tensor in ensemble.state_dict().items()}
+    description = spoil(json.loads(json.dumps(ensemble.describe())))
+    path = make.folder / "spoilt.safetensors"
+    save_arrays(path, arrays, {"format": "neurotwin-ensemble-1", "twin": json.dumps(description)})
+    with pytest.raises(CheckpointError) as caught:
+        load_twin(path).predict(make.session)
+    assert "\n" not in str(caught.value)
