@@ -7,7 +7,9 @@ import yaml
 
 from neurotwin.config import ConfigError, load_model_config
 from neurotwin.sweeps.space import SweepError, flags_of, load_sweep, model_of, write_model
+from training.flags import FLAGS
 
+ROOT = Path(__file__).parents[3]
 MODEL = {
     "frontend": {"type": "learnable_temporal", "params": {"kernel_size": 3, "num_channels": 2}},
     "convnet": {"type": "vanilla", "params": {"channels": [3], "block_configs": [{"conv_params": {"kernel_size": 3}}]}},
@@ -89,3 +91,14 @@ def test_a_key_that_leads_nowhere_is_refused(write, key, text):
 def test_an_unknown_key_of_the_model_is_refused_when_it_is_written(write, tmp_path):
     with pytest.raises(ConfigError, match="did you mean"):
         write_model(load_sweep(write()), {"model.convnett.type": "none"}, tmp_path / "t.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("end", [0, -1])
+def test_shipped_sweeps_make_models_that_load(path, end, tmp_path):
+    config = load_sweep(path)
+    assert Path(config.model).is_file() and Path(config.datasets).exists()
+    values = {key: (one.choices or (one.low, one.high))[end] for key, one in config.search.items()}
+    write_model(config, values, tmp_path / "model.yaml")
+    known = {flag.name for flag in FLAGS}
+    assert {name.removeprefix("--") for name in flags_of(config, values) if name.startswith("--")} <= known
