@@ -67,6 +67,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {
     "negative_slope": {"../act_type": "leakyrelu"},
     "act_params.beta": {"../act_type": "softplus"},
     "split_dim": {"../act_type": "splitrelu"},
+    "paired": {"../act_type": "energy"},
     "baseline.activation": {"enabled": True},
     "baseline.init_value": {"enabled": True},
     "lambda_pred": {"modulator": {"type": "convgru", "params": {"hidden_dim": 3}}},

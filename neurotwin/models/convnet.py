@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import Only, Params, PositiveInt, register
 from .blocks import Block, BlockConfig
 from .layers import Activation, ActivationName
-from .norms import BatchNorm
+from .norms import Norm
 from .stages import Layer, Maps, Stage, fold_time, inside, normal, per_frame, unfold_time
 
 __all__ = ["ConvNet", "ConvNetParams", "DenseNet", "ResNet", "Skip"]
@@ -103,6 +103,16 @@ class ResNet(ConvNet):
         resnet_post_add_activation: ActivationName | None = Field(
             None, description="Activation after shortcut and block are added."
         )
+        drop_path: float = Field(
+            0.0, ge=0, lt=1,
+            description="Probability that the last block is left out for a clip in training, which leaves its "
+            "shortcut; earlier blocks are left out less often, in proportion to their depth (Huang et al. 2016).",
+        )  # fmt: skip
+
+    def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
+        super().__init__(params, inputs, generator=generator)
+        for depth, residual in enumerate(self.blocks, 1):
+            residual.drop_path = params.drop_path * depth / len(self.blocks)
 
     def stage(self, block: Block, inputs: Maps, params: Params, generator: torch.Generator) -> Layer:
         return Residual(block, inputs, params.resnet_post_add_activation or "none", generator=generator)
@@ -123,10 +133,12 @@ class Residual(Layer):
     """block(x) + shortcut(x), then an activation.
 
     The shortcut is x where channels and size agree, else a 1×1 convolution of the pixels that the block's outputs are
-    centred on.
+    centred on. In training, block(x) is 0 for a clip with probability `drop_path`, and block(x) / (1 − drop_path) else,
+    so that its mean is that of evaluation (stochastic depth, Huang et al. 2016).
     """
 
     kinds = {"weight": "kernel"}
+    drop_path = 0.0
 
     def __init__(self, block: Block, inputs: Maps, activation: str, *, generator: torch.Generator):
         super().__init__()
@@ -144,7 +156,11 @@ class Residual(Layer):
         shortcut = self.skip(x)
         if self.weight is not None:
             shortcut = unfold_time(F.conv2d(fold_time(shortcut), self.weight), len(x))
-        return self.act(self.block(x) + shortcut)
+        y = self.block(x)
+        if self.training and self.drop_path:
+            kept = torch.rand(len(x), 1, 1, 1, 1, dtype=y.dtype, device=y.device) >= self.drop_path
+            y = y * (kept / (1 - self.drop_path)).to(y.dtype)
+        return self.act(y + shortcut)
 
 
 class Dense(Layer):
@@ -196,8 +212,8 @@ def _recompute_contexts(block: nn.Module):
 
 @contextmanager
 def _running_averages_frozen(module: nn.Module):
-    """Keep batch norms from counting values twice while a block is recomputed."""
-    norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
+    """Keep norms from counting values twice while a block is recomputed."""
+    norms = [m for m in module.modules() if isinstance(m, Norm)]
     for norm in norms:
         norm.frozen = True
     try:

@@ -37,10 +37,10 @@ RESNET = {
 }
 
 
-def block(kernel=(2, 3, 3), *, norm="none", act="tanh", pool=None) -> dict:
+def block(kernel=(2, 3, 3), *, norm="none", act="tanh", act_params=None, pool=None) -> dict:
     return {
         "conv_params": {"kernel_size": kernel, "padding": [0, kernel[1] // 2, kernel[2] // 2]}, "norm_type": norm,
-        "act_type": act, "pool_params": pool or {}, "norm_params": {"num_groups": 2},
+        "act_type": act, "pool_params": pool or {}, "norm_params": {"num_groups": 2}, "act_params": act_params or {},
     }  # fmt: skip
 
 
@@ -57,6 +57,8 @@ POOLS = (
     {"type": "adaptivemax", "output_size": [1, 3, 3]}, {"type": "adaptiveavg", "output_size": [1, 3, 3]},
     {"type": "se_pool", "stride": 2, "r": 1}, {"type": "locatt"}, {"type": "learned", "stride": 2},
 )  # fmt: skip
+NORMS = ("batch", "instance", "layer", "rms", "group", "grn", "divisive")
+ACTIVATIONS = ("bsoftplus", "splitrelu", "square", "energy", "amplitude", "PReLU", "mish")
 COMPONENTS = {
     "resnet": {"frontend": TEMPORAL, "convnet": RESNET},
     "densenet": {"convnet": {"type": "densenet", "params": {"channels": [3, 2], "block_configs": [block(), block()]}}},
@@ -67,8 +69,10 @@ COMPONENTS = {
     "temporal_basis": part("frontend", "temporal_basis", history_bins=8, num_cosine_funcs=3, batch_norm=True),
     "da": part("frontend", "da", filter_length=6, learnable_params=True),
     "conv": part("frontend", "conv", out_channels=3, conv_params={"kernel_size": 3}),
-    **{f"norm {kind}": vanilla(norm=kind) for kind in ("batch", "instance", "layer", "rms", "group", "grn")},
-    **{f"act {kind}": vanilla(act=kind) for kind in ("bsoftplus", "splitrelu", "square", "PReLU", "mish")},
+    **{f"norm {kind}": vanilla(norm=kind) for kind in NORMS},
+    **{f"act {kind}": vanilla(act=kind) for kind in ACTIVATIONS},
+    "simple and complex": vanilla(act="amplitude", act_params={"paired": 0.5}, norm="divisive"),
+    "drop_path": {"convnet": {"type": "resnet", "params": {"channels": [3], "drop_path": 0.4}}},
     **{f"pool {pool['type']}": vanilla(pool=pool) for pool in POOLS},
     "concat": part("modulator", "concat", encoder_params={"dims": [4, 4]}) | vanilla(),
     "film": part("modulator", "film") | vanilla(),
