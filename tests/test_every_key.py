@@ -46,6 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "frontend da": {"filter_length": 8},
     "frontend conv": {"out_channels": 4, **BLOCK},
     "convnet": {"channels": [4], "block_configs": [BLOCK], "stem_config": {"out_channels": 4, **BLOCK}},
+    "convnet transformer": {"width": 8, "hidden_dim": 6, "frames": 2, "depth": 1},
     "modulator": {"encoder_params": {"dims": [4, 4]}},
     "modulator convgru": {"encoder_params": {"dims": [4, 4]}, "hidden_dim": 3},
     "recurrent": {"hidden_dim": 3},

@@ -3,8 +3,8 @@
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from math import floor, sqrt
-from typing import Annotated, Any
+from math import floor, pi, sqrt
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..config import Only, Params, PositiveInt, register
+from ..config import ConfigError, Only, Params, PositiveInt, register
 from .blocks import Block, BlockConfig
 from .layers import Activation, ActivationName
 from .norms import Norm
-from .stages import Layer, Maps, Stage, fold_time, inside, normal, per_frame, unfold_time
+from .stages import Layer, Maps, Stage, channels_last, fold_time, inside, normal, per_frame, pixel_centres, unfold_time
 
-__all__ = ["ConvNet", "ConvNetParams", "DenseNet", "ResNet", "Skip"]
+__all__ = ["ConvNet", "ConvNetParams", "DenseNet", "ResNet", "Skip", "position_channels"]
 
 
 class StemConfig(BlockConfig):
@@ -36,6 +36,11 @@ class ConvNetParams(Params):
     channels: tuple[PositiveInt, ...] = Field((32, 64), min_length=1, description="Output channels of each block.")
     stem_config: StemConfig | None = Field(None, description="A block before the first.")
     block_configs: tuple[BlockConfig, ...] | None = Field(None, description="One a channel. Default: 3x3x3, relu.")
+    position_channels: Literal["none", "linear", "fourier"] = Field(
+        "none",
+        description="Channels that say where a pixel is, put beside the others before the first block: its place along "
+        "each axis from −1 to 1 (linear; Liu et al. 2018), and sine and cosine of π times that as well (fourier).",
+    )
     final_activation: ActivationName = Field("none", description="Activation after the last block.")
     checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
 
@@ -63,6 +68,10 @@ class ConvNet(Stage):
         super().__init__()
         self.checkpointing, maps = params.checkpointing, inputs
         self.stem, self.blocks = None, nn.ModuleList()
+        places = None if params.position_channels == "none" else position_channels(params.position_channels, inputs)
+        self.register_buffer("places", places, persistent=False)
+        if places is not None:
+            maps = replace(maps, channels=maps.channels + len(places))
         if params.stem_config is not None:
             with inside("stem_config"):
                 self.stem = Block(params.stem_config, maps, params.stem_config.out_channels, generator=generator)
@@ -82,6 +91,9 @@ class ConvNet(Stage):
         return block
 
     def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
+        if self.places is not None:
+            places = self.places.to(x.dtype)[None, :, None].expand(len(x), -1, x.shape[2], -1, -1)
+            x = channels_last(torch.cat([x, places], dim=1))
         for block in self._all():
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_recompute_contexts, block))
@@ -203,6 +215,22 @@ class Skip(nn.Module):
         if any(self.margin):
             x = per_frame(F.pad, x, self.margin)
         return x[..., self.crop[0], self.crop[1]]
+
+
+def position_channels(kind: str, inputs: Maps) -> Tensor:
+    """Where the pixels of a map are, (C, H, W): x, y from −1 to 1 at the edges; for `fourier`, sines and cosines too.
+
+    Raises
+    ------
+    ConfigError
+        If frames or bars have one pixel. (A full field has no axes, so that there is nothing to say of them.)
+    """
+    half = torch.tensor([inputs.width / 2, inputs.height / 2])
+    place = (pixel_centres(inputs.height, inputs.width) / half).permute(2, 0, 1)
+    place = place[[axis for axis, size in enumerate((inputs.width, inputs.height)) if size > 1]]
+    if inputs.axes and not len(place):
+        raise ConfigError(f"position_channels: {kind}, but maps of one pixel have no positions; use none")
+    return torch.cat([place, (pi * place).sin(), (pi * place).cos()]) if kind == "fourier" else place
 
 
 def _recompute_contexts(block: nn.Module):

@@ -88,8 +88,10 @@ class KernelParams(Params):
 class ConvParams(KernelParams):
     """A convolution over time and space."""
 
-    type: Literal["standard", "depthwise"] = Field(
-        "standard", description="standard, or depthwise followed by a pointwise convolution."
+    type: Literal["standard", "depthwise", "factorized"] = Field(
+        "standard",
+        description="standard; depthwise, followed by a pointwise convolution; or factorized: over space, then relu, "
+        "then over time, with about as many weights as standard has (Tran et al. 2018).",
     )
     kernel_size: PositiveSize = Field((3, 3, 3), description="[T, H, W] in bins and pixels.")
     stride: PositiveSize = Field(
@@ -142,7 +144,7 @@ class Kernel(Layer):
         What is done to it.
     """
 
-    kinds = {"weight": "kernel", "gain": "scale", "bias": "bias", "pointwise": "kernel"}
+    kinds = {"weight": "kernel", "gain": "scale", "bias": "bias", "pointwise": "kernel", "temporal": "kernel"}
 
     def __init__(self, weight: Tensor, params: KernelParams):
         super().__init__()
@@ -180,23 +182,34 @@ class Conv(Kernel):
     It runs in 3-D, channels-last, or on frames folded into the batch, their taps folded into the channels: always where
     there is one tap, and where the kernel is so large that a processor's cache does not hold what it multiplies with
     (``docs/performance.md``). Attributes as for :class:`Block`.
+
+    A second kernel follows where the first one leaves channels apart (`pointwise`) or sees one frame at a time
+    (`temporal`). The latter comes after a relu. The number of channels between is what makes both kernels together as
+    large as a standard one, at least 1 (Tran et al. 2018).
     """
 
     def __init__(
         self, params: ConvParams, inputs: Maps, channels: int, *, bias: bool, generator: torch.Generator
     ):  # fmt: skip
-        depthwise = params.type == "depthwise"
-        groups = inputs.channels if depthwise else params.groups
-        between = inputs.channels if depthwise else channels
+        (taps, *size), (step, *stride), (dilation, *spread) = params.kernel_size, params.stride, params.dilation
+        size, stride = inputs.present(tuple(size), 1), inputs.present(tuple(stride), 1)
+        groups, between, second = params.groups, channels, None
+        if params.type == "depthwise":
+            groups = between = inputs.channels
+            second = "pointwise"
+        elif params.type == "factorized":
+            if groups > 1:
+                raise ConfigError("conv_params.groups: factorized mixes all channels over time; use groups: 1")
+            between = _channels_between(inputs.channels, channels, taps, prod(size))
+            second = "temporal"
         if inputs.channels % groups or between % groups:
             raise ConfigError(
                 f"conv_params.groups: {groups} groups do not divide {inputs.channels} channels in and {between} out"
             )
-        (taps, *size), (step, *stride), (dilation, *spread) = params.kernel_size, params.stride, params.dilation
-        size, stride = inputs.present(tuple(size), 1), inputs.present(tuple(stride), 1)
-        shape = (between, inputs.channels // groups, taps, *size)
+        later = taps if second == "temporal" else 1
+        shape = (between, inputs.channels // groups, taps // later, *size)
         super().__init__(normal(*shape, std=sqrt(2 / prod(shape[1:])), generator=generator), params)
-        self.groups = groups
+        self.groups, self.second = groups, second
         self.folds = shape[2] == 1 or (groups == 1 and prod(shape[1:]) > _LARGE_KERNEL)
         self.stride, self.spread, self.padding = stride, tuple(spread), inputs.present(params.padding[1:], 0)
         self.mode = params.padding_mode
@@ -212,8 +225,9 @@ class Conv(Kernel):
                 raise ConfigError(f"conv_params.padding: {self.mode} needs padding of at most {pixels - spare} here")
         self.outputs = replace(maps, channels=channels, step=inputs.step * step)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        pointwise = normal(channels, between, 1, 1, 1, std=sqrt(2 / between), generator=generator)
-        self.pointwise = nn.Parameter(pointwise) if depthwise else None
+        kernel = normal(channels, between, later, 1, 1, std=sqrt(2 / (between * later)), generator=generator)
+        for name in ("pointwise", "temporal"):
+            self.register_parameter(name, nn.Parameter(kernel) if name == self.second else None)
 
     def forward(self, x: Tensor) -> Tensor:
         x, kernel, bias, padding = channels_last(x), self.kernel(), self.bias, self.padding
@@ -221,17 +235,27 @@ class Conv(Kernel):
             # Padding frame by frame keeps the batch channels-last.
             x = per_frame(F.pad, x, (padding[1], padding[1], padding[0], padding[0]), mode=self.mode)
             padding = (0, 0)
-        first_bias = None if self.pointwise is not None else bias
+        first_bias = None if self.second else bias
         if self.folds:
-            x, kernel = _taps_as_channels(x, self.context, self.dilation), kernel.transpose(1, 2).flatten(1, 2)
+            if self.second != "temporal":
+                x = _taps_as_channels(x, self.context, self.dilation)
+            kernel = kernel.transpose(1, 2).flatten(1, 2)
             y = per_frame(F.conv2d, x, kernel, first_bias, self.stride, padding, self.spread, self.groups)
         else:
             kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
             spread = (self.dilation, *self.spread)
             y = F.conv3d(x, kernel, first_bias, (1, *self.stride), (0, *padding), spread, self.groups)
-        if self.pointwise is not None:
+        if self.second == "pointwise":
             y = per_frame(F.conv2d, y, self.pointwise[:, :, 0], bias)
+        elif self.second == "temporal":
+            y = _taps_as_channels(channels_last(y.relu()), self.context, self.dilation)
+            y = per_frame(F.conv2d, y, self.temporal.transpose(1, 2).flatten(1, 2), bias)
         return y
+
+
+def _channels_between(inputs: int, outputs: int, taps: int, pixels: int) -> int:
+    """Channels between a kernel over space and one over time that together have as many weights as a whole one."""
+    return max(1, taps * pixels * inputs * outputs // (pixels * inputs + taps * outputs))
 
 
 def _taps_as_channels(x: Tensor, context: int, step: int) -> Tensor:

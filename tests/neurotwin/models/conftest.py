@@ -44,6 +44,10 @@ def block(kernel=(2, 3, 3), *, norm="none", act="tanh", act_params=None, pool=No
     }  # fmt: skip
 
 
+FACTORIZED = block(act="silu", pool={"type": "se_pool", "stride": 1, "r": 1})
+FACTORIZED["conv_params"]["type"] = "factorized"
+
+
 def vanilla(**options) -> dict:
     return {"convnet": {"type": "vanilla", "params": {"channels": [4], "block_configs": [block(**options)]}}}
 
@@ -72,6 +76,12 @@ COMPONENTS = {
     **{f"norm {kind}": vanilla(norm=kind) for kind in NORMS},
     **{f"act {kind}": vanilla(act=kind) for kind in ACTIVATIONS},
     "simple and complex": vanilla(act="amplitude", act_params={"paired": 0.5}, norm="divisive"),
+    "factorized": {"convnet": {"type": "vanilla", "params": {"channels": [4], "block_configs": [FACTORIZED]}}},
+    **{
+        f"{kind} positions": {"convnet": {"type": "densenet", "params": {"channels": [3], "position_channels": kind}}}
+        for kind in ("linear", "fourier")
+    },
+    "transformer": {"convnet": {"type": "transformer", "params": {"width": 12, "frames": 3, "patch_size": [2, 4, 3]}}},
     "drop_path": {"convnet": {"type": "resnet", "params": {"channels": [3], "drop_path": 0.4}}},
     **{f"pool {pool['type']}": vanilla(pool=pool) for pool in POOLS},
     "concat": part("modulator", "concat", encoder_params={"dims": [4, 4]}) | vanilla(),
@@ -84,6 +94,14 @@ COMPONENTS = {
         f"readout {kind}": part("readout", kind) | vanilla()
         for kind in ("gaussian", "gaussianei", "linear", "pixels", "factorized", "point", "attention")
     },
+    **{
+        f"low rank {kind}": part("readout", kind, rank=2) | vanilla()
+        for kind in ("gaussian", "gaussianei", "linear", "factorized", "point")
+    },
+    **{
+        f"retinotopy {kind}": part("readout", kind, retinotopy=True) | vanilla()
+        for kind in ("gaussian", "gaussianei", "point")
+    },
     "predicted points": part("readout", "point", predict_positions=True),
     **{
         f"shifter {kind}": part("shifter", "mlp", hidden_dims=[4]) | part("readout", kind) | vanilla()
@@ -95,6 +113,7 @@ COMPONENTS = {
     },
     **{f"link {kind}": part("output_activation", kind) for kind in ("auto", "exp", "relu", "identity", "none")},
     "link softplus": part("output_activation", "softplus", learned=True),
+    "sharpness of each unit": part("output_activation", "softplus", learned="per_unit"),
     "history": {"model_type": "v1multi_history"}
     | part("history_encoder", "mlp", num_lags=4, hidden_dims=[5], spectral_norm=True, bias=True),
 }

@@ -95,6 +95,28 @@ def test_stochastic_depth_leaves_out_the_blocks_of_some_clips(maps, generator):
         torch.testing.assert_close(net.eval()(x)[0], plain(x)[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["linear", "fourier"])
+@pytest.mark.parametrize(("height", "width"), [(9, 7), (1, 4), (5, 1)])
+def test_positions_are_channels_of_the_first_block(kind, height, width, maps, generator):
+    """By a loop over pixels: −1 and 1 are the outer edges of the map, and the centre of a pixel is where it is."""
+    params = ConvNet.Params(channels=[2], block_configs=[block(1)], position_channels=kind)
+    net, x = ConvNet(params, maps(3, height, width), generator=generator), rand(2, 3, 4, height, width)
+    weight, bias = net.blocks[0].conv.weight.detach()[..., 0, 0, 0], net.blocks[0].conv.bias
+    for i in range(height):
+        for j in range(width):
+            place = [
+                c for c, size in (((2 * j + 1) / width - 1, width), ((2 * i + 1) / height - 1, height)) if size > 1
+            ]
+            if kind == "fourier":
+                place += [math.sin(math.pi * p) for p in place[:2]] + [math.cos(math.pi * p) for p in place[:2]]
+            known = torch.tensor(place).expand(2, 4, -1)
+            seen = torch.cat([x[..., i, j].transpose(1, 2), known], dim=2)
+            torch.testing.assert_close(net(x)[0][..., i, j], (seen @ weight.t() + bias).transpose(1, 2))
+    with pytest.raises(ConfigError, match=r"position_channels: .* have no positions"):
+        ConvNet(params, maps(3, 1, 1), generator=generator)
+    assert ConvNet(params, maps(3, 1, 1, axes=0), generator=generator).blocks[0].conv.weight.shape[1] == 3
+
+
 def test_dense_blocks_append(maps, generator):
     params = DenseNet.Params(channels=[2, 4], block_configs=[block([2, 3, 3]), block([1, 3, 3], padding=[0, 1, 1])])
     net, x = DenseNet(params, maps(), generator=generator), rand(2, 3, 4, 9, 7)

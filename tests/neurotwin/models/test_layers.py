@@ -54,6 +54,26 @@ def test_convolution_is_torchs(params, mode, large, maps, generator, monkeypatch
     assert conv.context == 9 - expected.shape[2]
 
 
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (2, 5, 1), (1, 3, 3), (4, 1, 1)])
+def test_a_factorized_convolution_is_one_over_space_then_one_over_time(kernel, maps, generator, rand):
+    """With a relu between, and as many weights as a whole kernel has, or a few less (Tran et al. 2018)."""
+    params = ConvParams(
+        type="factorized", kernel_size=kernel, padding=[0, kernel[1] // 2, 0], stride=[3, 2, 1], dilation=[2, 1, 1],
+    )  # fmt: skip
+    conv = Conv(params, maps(4, step=2), 6, bias=True, generator=generator)
+    with torch.no_grad():
+        conv.bias.copy_(rand(6))
+    x, taps = rand(2, 4, 16, 9, 7), kernel[0]
+    between = F.conv3d(x, conv.weight, None, (1, 2, 1), (0, kernel[1] // 2, 0)).clamp_min(0)
+    torch.testing.assert_close(conv(x), F.conv3d(between, conv.temporal, conv.bias, dilation=(4, 1, 1)))
+    assert conv.context == 4 * (taps - 1) and conv.outputs.step == 6 and conv.outputs.channels == 6
+    whole = 6 * 4 * np.prod(kernel)
+    one_more = 4 * kernel[1] * kernel[2] + 6 * taps
+    assert whole - one_more < conv.weight.numel() + conv.temporal.numel() <= whole
+    start = Conv(params, maps(4, step=2), 400, bias=False, generator=generator)(rand(2, 4, 40, 9, 7))
+    assert 0.5 < start[..., 1:-1, :].std() < 2.5, "as large as what comes in"
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_after_a_stride_over_time_taps_lie_further_apart(large, maps, generator, monkeypatch, rand):
     """A stride is not taken but becomes the distance of later taps, on top of their own dilation."""
@@ -199,6 +219,7 @@ def test_activation_parameters_that_nothing_reads_are_refused(name, params, mess
     [
         ({"kernel_size": [1, 11, 3]}, r"11x3 on maps of 9x7 leaves no pixels"),
         ({"kernel_size": [1, 3, 3], "dilation": [1, 5, 1]}, "leaves no pixels"),
+        ({"kernel_size": 1, "groups": 2, "type": "factorized"}, "use groups: 1"),
         ({"kernel_size": 1, "groups": 2}, "2 groups do not divide 3 channels"),
         ({"kernel_size": 3, "padding": [0, 8, 8], "padding_mode": "circular"}, "circular needs padding of at most 7"),
     ],

@@ -139,7 +139,7 @@ def random_blocks(draw) -> dict:
     order = draw(st.permutations(["conv", "norm", "act", "pool"]))
     return {
         "conv_params": {
-            "type": draw(st.sampled_from(["standard", "depthwise"])),
+            "type": draw(st.sampled_from(["standard", "depthwise", "factorized"])),
             "kernel_size": kernel,
             "padding": draw(st.sampled_from([[0, 0, 0], odd_or_even(kernel)])),
             "padding_mode": draw(st.sampled_from(["zeros", "replicate", "circular"])),
