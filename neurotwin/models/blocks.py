@@ -8,7 +8,8 @@ from pydantic import AfterValidator, Field, field_validator
 from torch import Tensor, nn
 
 from ..config import ConfigError, FlatPart, NullIsNone, Params, define
-from .layers import Activation, ActivationName, ActParams, Conv, ConvParams
+from .activations import Activation, ActivationName, ActParams
+from .layers import Conv, ConvParams
 from .norms import NormParams
 from .stages import Layer, Maps
 

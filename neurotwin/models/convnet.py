@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ConfigError, Only, Params, PositiveInt, register
+from .activations import Activation, ActivationName
 from .blocks import Block, BlockConfig
-from .layers import Activation, ActivationName
 from .norms import Norm
 from .stages import Layer, Maps, Stage, channels_last, fold_time, inside, normal, per_frame, pixel_centres, unfold_time
 

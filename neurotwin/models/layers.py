@@ -1,4 +1,4 @@
-"""The layers of a network: convolutions over time and space, activations, perceptrons."""
+"""The layers of a network: convolutions over time and space, perceptrons."""
 
 from dataclasses import replace
 from math import prod, sqrt
@@ -8,16 +8,14 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import activation as torch_activations
 
-from ..config import ConfigError, NullIsNone, Params, PositiveInt, PositiveSize, Size, nearest
-from .stages import Layer, Maps, channels_last, linear, normal, per_frame
+from ..config import ConfigError, Params, PositiveInt, PositiveSize, Size
+from .activations import Activation, ActivationName
+from .stages import Layer, Maps, channels_last, inside, linear, normal, per_frame
+from .steerable import rotated_basis
 
 __all__ = [
     "MLP",
-    "ActParams",
-    "Activation",
-    "ActivationName",
     "Conv",
     "ConvParams",
     "EncoderParams",
@@ -32,28 +30,12 @@ _LARGE_KERNEL = 7000
 """Values of one output channel's kernel: 64 of them, what oneDNN takes at a time, then fill most of a cache of 2 MB."""
 
 
-ACTIVATIONS = (
-    "none", "identity", "relu", "leakyrelu", "gelu", "sigmoid", "tanh", "silu", "swish", "mish", "softplus",
-    "bsoftplus", "splitrelu", "square", "energy", "amplitude",
-)  # fmt: skip
-
-
-def _check_activation(name: str) -> str:
-    """Return the name if it is an activation of the dialect or of torch.nn; raise ValueError if not."""
-    classes = [key for key in torch_activations.__all__ if key != "MultiheadAttention"]
-    if name not in ACTIVATIONS and name not in classes:
-        raise ValueError(f"unknown activation {name!r}; {nearest(name, [*ACTIVATIONS, *classes])}")
-    return name
-
-
 def _check_odd(value: int) -> int:
     if value % 2 == 0:
         raise ValueError("must be odd, or the map shifts")
     return value
 
 
-ActivationName = Annotated[str, AfterValidator(_check_activation), NullIsNone]
-"""Name of an activation of the dialect, or of a class of torch.nn."""
 OddInt = Annotated[PositiveInt, AfterValidator(_check_odd)]
 """Size of a kernel that has a middle."""
 
@@ -102,6 +84,11 @@ class ConvParams(KernelParams):
     )
     dilation: PositiveSize = Field((1, 1, 1), description="[T, H, W].")
     groups: PositiveInt = Field(1, description="Groups of channels that do not mix.")
+    rotations: PositiveInt = Field(
+        1,
+        description="Each filter comes in this many orientations, a channel each, beside one another (Ecker et al. "
+        "2019). Filters are then sums of Hermite functions, which fade towards the edges.",
+    )
     bias: bool | None = Field(None, description="Default: true only without a norm.")
     padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = Field("zeros", description="Spatial padding.")
 
@@ -115,21 +102,6 @@ def idle_padding(padding: tuple[int, int, int]) -> dict[str, tuple[Any, str]]:
         return {}
     why = "has no effect over time: a kernel there sees the frames up to the predicted one, and none are made up"
     return {"padding": ((0, *padding[1:]), why)}
-
-
-class ActParams(Params):
-    """Parameters of an activation."""
-
-    negative_slope: float | None = Field(None, description="leakyrelu: slope below 0 (default 0.01).")
-    beta: float | None = Field(
-        None, gt=0, description="softplus, bsoftplus: sharpness (its initial value, where learned)."
-    )
-    split_dim: int | None = Field(None, description="splitrelu: axis that doubles; the channels by default.")
-    paired: float | None = Field(
-        None, gt=0, le=1,
-        description="energy, amplitude: share of the channels that are squared and added in pairs (default 1); relu "
-        "of the others comes first.",
-    )  # fmt: skip
 
 
 class Kernel(Layer):
@@ -208,7 +180,11 @@ class Conv(Kernel):
             )
         later = taps if second == "temporal" else 1
         shape = (between, inputs.channels // groups, taps // later, *size)
+        basis = None if params.rotations == 1 else _orientations(params, inputs, between)
+        if basis is not None:
+            shape = (between // params.rotations, *shape[1:3], basis.shape[1], 1)
         super().__init__(normal(*shape, std=sqrt(2 / prod(shape[1:])), generator=generator), params)
+        self.register_buffer("basis", basis, persistent=False)
         self.groups, self.second = groups, second
         self.folds = shape[2] == 1 or (groups == 1 and prod(shape[1:]) > _LARGE_KERNEL)
         self.stride, self.spread, self.padding = stride, tuple(spread), inputs.present(params.padding[1:], 0)
@@ -228,6 +204,12 @@ class Conv(Kernel):
         kernel = normal(channels, between, later, 1, 1, std=sqrt(2 / (between * later)), generator=generator)
         for name in ("pointwise", "temporal"):
             self.register_parameter(name, nn.Parameter(kernel) if name == self.second else None)
+
+    def kernel(self) -> Tensor:
+        """The kernel to convolve with; its filters in all orientations, one after another."""
+        if self.basis is None:
+            return super().kernel()
+        return torch.einsum("oitbn,rbhw->orithw", super().kernel(), self.basis).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x, kernel, bias, padding = channels_last(x), self.kernel(), self.bias, self.padding
@@ -251,6 +233,21 @@ class Conv(Kernel):
             y = _taps_as_channels(channels_last(y.relu()), self.context, self.dilation)
             y = per_frame(F.conv2d, y, self.temporal.transpose(1, 2).flatten(1, 2), bias)
         return y
+
+
+def _orientations(params: ConvParams, inputs: Maps, channels: int) -> Tensor:
+    """The functions that filters in several orientations are sums of."""
+    if inputs.axes < 2 or params.type != "standard" or params.groups > 1 or params.aa_signal:
+        raise ConfigError(
+            "conv_params.rotations: filters are turned in frames, mix all channels and fade by themselves; use type: "
+            "standard without groups and aa_signal, or leave rotations out"
+        )
+    if channels % params.rotations:
+        raise ConfigError(
+            f"conv_params.rotations: {channels} filters are no multiple of {params.rotations} orientations"
+        )
+    with inside("conv_params"):
+        return rotated_basis(params.kernel_size[1:], params.rotations)
 
 
 def _channels_between(inputs: int, outputs: int, taps: int, pixels: int) -> int:
@@ -280,106 +277,6 @@ def taper(size: int, window: str, power: float) -> Tensor:
         return torch.ones(size)
     values = getattr(torch.signal.windows, window)(size + 2, sym=True, dtype=torch.float64)[1:-1]
     return ((values / values.max()) ** power).to(torch.get_default_dtype())
-
-
-_TORCH_NAMES = {
-    "none": "Identity", "identity": "Identity", "relu": "ReLU", "leakyrelu": "LeakyReLU", "gelu": "GELU",
-    "sigmoid": "Sigmoid", "tanh": "Tanh", "silu": "SiLU", "swish": "SiLU", "mish": "Mish", "softplus": "Softplus",
-    "Softmax2d": "Softmax",
-}  # fmt: skip
-_OVER_CHANNELS = ("GLU", "Softmax", "Softmin", "LogSoftmax")
-_READS = {"leakyrelu": "negative_slope", "LeakyReLU": "negative_slope", "softplus": "beta", "Softplus": "beta"}
-_READS |= {"bsoftplus": "beta", "splitrelu": "split_dim", "energy": "paired", "amplitude": "paired"}
-_PAIRING = ("energy", "amplitude")
-_LEAST_ENERGY = 1e-6
-"""Added to an energy below its root, so that the gradient at 0 is finite."""
-
-
-class Activation(nn.Module):
-    """An activation of the dialect, or of torch.nn by its class name.
-
-    energy is a² + b² of pairs of channels, as in the energy model of complex cells (Adelson & Bergen 1985), and
-    amplitude is sqrt(a² + b² + ε) − sqrt(ε). The first half of the paired channels are the a, the second half the b.
-    With `paired` below 1, some channels have no partner: they are rectified, as in simple cells, and come first.
-
-    Parameters
-    ----------
-    name
-        The name.
-    params
-        Its parameters; those that it does not read must not be given.
-    dim
-        Axis of the channels, for those that mix, split or double them.
-
-    Raises
-    ------
-    ConfigError
-        If a parameter is given that the activation does not read, or one is missing.
-
-    Examples
-    --------
-    >>> Activation("splitrelu")(torch.tensor([[1.0, -2.0]]))
-    tensor([[1., 0., 0., 2.]])
-    >>> Activation("energy", ActParams(paired=0.5))(torch.tensor([[-1.0, 2.0, 3.0, 4.0]]))
-    tensor([[ 0.,  2., 25.]])
-    """
-
-    kinds = {"log_beta": "sharpness"}
-
-    def __init__(self, name: str, params: ActParams | None = None, *, dim: int = 1):
-        super().__init__()
-        given = {} if params is None else params.model_dump(exclude_none=True)
-        if idle := set(given) - {_READS.get(name)}:
-            raise ConfigError(f"act_params.{min(idle)}: {name} does not read it; leave it out")
-        if given.pop("split_dim", dim) != dim:
-            raise ConfigError(f"act_params.split_dim: only the channels (axis {dim}) can be split; leave it out")
-        self.name, self.dim, self.paired = name, dim, given.get("paired", 1.0)
-        if name == "bsoftplus":
-            self.log_beta = nn.Parameter(torch.tensor(given.get("beta", 1.0)).log())
-        elif name not in ("splitrelu", "square", *_PAIRING):
-            kind = _TORCH_NAMES.get(name, name)
-            try:
-                self.function = getattr(nn, kind)(**given, **({"dim": dim} if kind in _OVER_CHANNELS else {}))
-            except TypeError:
-                raise ConfigError(f"act_type: {name} has parameters that the dialect cannot give it") from None
-
-    def channels(self, inputs: int) -> int:
-        """Channels that come out."""
-        if self.name == "GLU" and inputs % 2:
-            raise ConfigError(f"act_type: GLU halves the channels, and {inputs} is odd")
-        if self.name in _PAIRING:
-            return inputs - self.pairs(inputs)
-        return {"splitrelu": 2 * inputs, "GLU": inputs // 2}.get(self.name, inputs)
-
-    def pairs(self, inputs: int) -> int:
-        """Pairs of channels that energy and amplitude make of a number of channels."""
-        pairs = int(self.paired * inputs / 2)
-        if pairs == 0 or (self.paired == 1 and inputs % 2):
-            raise ConfigError(
-                f"act_type: {self.name} squares pairs of channels, which {inputs} channels and paired: "
-                f"{self.paired:g} do not give; use an even number of channels or another share"
-            )
-        return pairs
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.name == "splitrelu":
-            return torch.cat([x.relu(), (-x).relu()], dim=self.dim)
-        if self.name == "square":
-            return x.square()
-        if self.name in _PAIRING:
-            return self._paired(x)
-        if self.name == "bsoftplus":
-            beta = self.log_beta.exp()
-            return F.softplus(beta * x) / beta
-        return self.function(x)
-
-    def _paired(self, x: Tensor) -> Tensor:
-        pairs = self.pairs(x.shape[self.dim])
-        single, first, second = x.split([x.shape[self.dim] - 2 * pairs, pairs, pairs], dim=self.dim)
-        energy = torch.addcmul(first.square(), second, second)
-        if self.name == "amplitude":
-            energy = (energy + _LEAST_ENERGY).sqrt() - sqrt(_LEAST_ENERGY)
-        return torch.cat([single.relu(), energy], dim=self.dim) if single.shape[self.dim] else energy
 
 
 class EncoderParams(Params):

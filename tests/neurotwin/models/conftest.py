@@ -46,6 +46,8 @@ def block(kernel=(2, 3, 3), *, norm="none", act="tanh", act_params=None, pool=No
 
 FACTORIZED = block(act="silu", pool={"type": "se_pool", "stride": 1, "r": 1})
 FACTORIZED["conv_params"]["type"] = "factorized"
+ROTATED = block((2, 5, 5), act="silu")
+ROTATED["conv_params"]["rotations"] = 4
 
 
 def vanilla(**options) -> dict:
@@ -76,6 +78,7 @@ COMPONENTS = {
     **{f"norm {kind}": vanilla(norm=kind) for kind in NORMS},
     **{f"act {kind}": vanilla(act=kind) for kind in ACTIVATIONS},
     "simple and complex": vanilla(act="amplitude", act_params={"paired": 0.5}, norm="divisive"),
+    "rotations": {"convnet": {"type": "vanilla", "params": {"channels": [4], "block_configs": [ROTATED]}}},
     "factorized": {"convnet": {"type": "vanilla", "params": {"channels": [4], "block_configs": [FACTORIZED]}}},
     **{
         f"{kind} positions": {"convnet": {"type": "densenet", "params": {"channels": [3], "position_channels": kind}}}
