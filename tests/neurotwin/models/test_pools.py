@@ -122,7 +122,7 @@ def test_impossible_pools_are_refused(params, message, maps, generator):
 
 
 def test_se_pool_of_stride_one_is_squeeze_and_excite_of_each_frame(maps, generator, rand):
-    """Beside a depthwise convolution this makes a depthwise-separable block with squeeze and excite (Hu et al. 2018)."""
+    """Beside a depthwise convolution this makes a depthwise-separable block with squeeze and excite."""
     pool, x = make_pool({"type": "se_pool", "stride": 1, "r": 2}, maps(4), generator=generator), rand(2, 4, 3, 9, 7)
     for b, t in np.ndindex(2, 3):
         frame = x[b, :, t]
