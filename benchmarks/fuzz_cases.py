@@ -247,7 +247,7 @@ _QUICK = ("inspect", "evaluate", "report", "compare", "schema", "audit", "conver
 
 def command_line(lab: Lab, random: Random) -> tuple[str, Attempt]:
     """The command `neurotwin` with a random command line, run to its end."""
-    parser = cli._parser()
+    parser = cli.make_parser()
     (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     name = random.choice([command for command in commands.choices if command in _QUICK])
     argv = [name]

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from .errors import UserError
 from .files import replacing
 
 __all__ = ["CheckpointError", "checkpoint_fault", "find_checkpoint", "read_checkpoint", "write_checkpoint"]
@@ -39,7 +40,7 @@ _UNREADABLE = (
 """What zipfile and torch raise, depending on which byte of a file without a seal is wrong."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file does not hold a checkpoint or model that can be loaded; the message says why, in one line."""
 
 

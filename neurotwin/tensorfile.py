@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import UserError
 from .files import replacing
 
 __all__ = ["TensorFileError", "blocks", "load_arrays", "save_arrays"]
@@ -27,7 +28,7 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
-class TensorFileError(ValueError):
+class TensorFileError(UserError):
     """A file is not what it should be: truncated, altered, or of another kind."""
 
 

@@ -24,6 +24,7 @@ FILES = {
 """Every module of the two packages, by its dotted name."""
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 LAYERS = (
+    ("neurotwin.errors",),
     (
         "neurotwin.config", "neurotwin.files", "neurotwin.tensorfile", "neurotwin.checkpoint_file", "neurotwin.clip",
         "neurotwin.processes",
@@ -35,7 +36,7 @@ LAYERS = (
     ("neurotwin.models",),
     ("neurotwin.analysis",),
     ("neurotwin.experiments",),
-    ("neurotwin", "neurotwin.cli", "training"),
+    ("neurotwin", "neurotwin.cli", "neurotwin.commands", "training"),
 )  # fmt: skip
 """Imports run from a later line to an earlier one, never back."""
 OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas", "xarray"}

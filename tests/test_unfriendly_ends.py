@@ -199,7 +199,7 @@ def test_no_warm_up_is_a_warm_up(lab):
 
 @given(flags=st.lists(st.sampled_from(["--worst", "-1", "x", "--tolerance", "nan", "inf", "--what"]), max_size=4))
 def test_wrong_flags_of_the_command_are_one_line(flags):
-    parser = cli._parser()
+    parser = cli.make_parser()
     for command in ("compare", "evaluate", "convert"):
         said: list[str] = []
         parser._subparsers._group_actions[0].choices[command]._print_message = lambda text, file, s=said: s.append(text)

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 
+from neurotwin.errors import UserError
+
 from .flags import choose_devices
 
 __all__ = ["Launch", "LaunchError", "StartedProcesses", "read_launch"]
@@ -31,7 +33,7 @@ _FOREIGN = {
 }  # fmt: skip
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError):
     """The flags and what started the processes do not fit together."""
 
 

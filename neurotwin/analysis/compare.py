@@ -18,13 +18,17 @@ class Difference:
     session: str
     unit_id: int
     metric: str
-    a: float
-    b: float
+    a: float | str
+    b: float | str
 
     @property
     def size(self) -> float:
-        """Absolute difference; infinite where only one of the two is NaN."""
-        if self.a == self.b or (math.isnan(self.a) and math.isnan(self.b)):
+        """Absolute difference; infinite where only one of the two is NaN, and between different names."""
+        if self.a == self.b:
+            return 0.0
+        if isinstance(self.a, str) or isinstance(self.b, str):
+            return math.inf
+        if math.isnan(self.a) and math.isnan(self.b):
             return 0.0
         size = abs(self.a - self.b)
         return math.inf if math.isnan(size) else size
@@ -46,6 +50,8 @@ class Comparison:
         Largest difference of each figure, within the tolerance or not.
     overall
         Mean BPS of the two runs.
+    left_out
+        Figures that are not compared, because one of the tables was written without them.
     """
 
     n_units: int
@@ -54,6 +60,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     largest: dict[str, float]
     overall: tuple[float, float]
+    left_out: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -66,6 +73,8 @@ class Comparison:
             f"{self.n_units} units in both, mean BPS {self.overall[0]:.6g} and {self.overall[1]:.6g}",
             "largest difference: " + ", ".join(f"{name} {size:.3g}" for name, size in self.largest.items()),
         ]
+        if self.left_out:
+            lines.append(f"not compared, since one of the tables lacks them: {', '.join(self.left_out)}")
         for label, units in (("first", self.only_a), ("second", self.only_b)):
             if units:
                 shown = ", ".join(f"{session}/{unit}" for session, unit in units[:worst])
@@ -99,11 +108,13 @@ def compare_tables(a: Table, b: Table, *, tolerance: float = 1e-6) -> Comparison
     """
     rows_a, rows_b = _index(a), _index(b)
     both = [key for key in rows_a if key in rows_b]
-    numbers = [name for name, column in a.columns.items() if column.dtype.kind in "if" and name != "unit_id"]
-    # A table that was written before a metric existed, or without one of the user's own, has no value of it; that is
-    # no difference.
-    numbers = [name for name in numbers if name in b.columns]
-    numbers = [name for name in numbers if not np.isnan(a[name]).all() and not np.isnan(b[name]).all()]
+    # A table that was written before a metric existed, or without one of the user's own, does not have it. That is no
+    # difference, unlike a figure that is NaN in one of the two.
+    names = [name for name in (a.columns | b.columns) if name not in ("session", "subject", "unit_id")]
+    left_out = tuple(name for name in names if any(name in t.absent or name not in t.columns for t in (a, b)))
+    compared = [name for name in names if name not in left_out]
+    numbers = [name for name in compared if a[name].dtype.kind in "if" and b[name].dtype.kind in "if"]
+    numbers = [name for name in numbers if not (np.isnan(a[name]).all() and np.isnan(b[name]).all())]
     largest, differences = dict.fromkeys(numbers, 0.0), []
     for key in both:
         for metric in numbers:
@@ -112,6 +123,9 @@ def compare_tables(a: Table, b: Table, *, tolerance: float = 1e-6) -> Comparison
             largest[metric] = max(largest[metric], difference.size)
             if difference.size > tolerance * max([1.0, *(abs(v) for v in (x, y) if not math.isnan(v))]):
                 differences.append(difference)
+        for name in (name for name in compared if a[name].dtype.kind == "U"):
+            difference = Difference(*key, name, str(a[name][rows_a[key]]), str(b[name][rows_b[key]]))
+            differences += [difference] if difference.size else []
     return Comparison(
         n_units=len(both),
         only_a=tuple(key for key in rows_a if key not in rows_b),
@@ -119,6 +133,7 @@ def compare_tables(a: Table, b: Table, *, tolerance: float = 1e-6) -> Comparison
         differences=tuple(sorted(differences, key=lambda difference: -difference.size)),
         largest=largest,
         overall=(summarize_table(a)[-1].mean, summarize_table(b)[-1].mean),
+        left_out=left_out,
     )
 
 

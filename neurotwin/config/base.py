@@ -19,6 +19,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import no_info_after_validator_function, no_info_before_validator_function
 
+from ..errors import UserError
+
 __all__ = [
     "LARGEST",
     "ConfigError",
@@ -41,7 +43,7 @@ LARGEST = 100_000
 """The largest number of channels, taps, pixels, layers and the like that a config may ask for."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration file cannot mean what it says; the message names file, line, key and cure."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import UserError
 from ..tensorfile import blocks
 from .streamed import Streamed
 
@@ -18,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class SessionError(ValueError):
+class SessionError(UserError):
     """A session is not usable as it stands; the message names it and the cure."""
 
 

@@ -16,6 +16,7 @@ from ..data.clips import as_frames, gather, usable_runs
 from ..data.pipelines import apply_pipelines, pixel_scale
 from ..data.prepare import Prepared
 from ..data.spec import SessionSpec
+from ..errors import UserError
 from ..models.network import evaluating
 from ..models.stages import Identity
 from ..models.twin import TwinModel
@@ -26,7 +27,7 @@ Held = Literal["median", "zeros"] | Sequence[float] | Mapping[str, Sequence[floa
 """What behaviour is held at: the training median, zeros, K numbers as prepared, or K numbers for each session."""
 
 
-class ExperimentError(ValueError):
+class ExperimentError(UserError):
     """An experiment is not possible as it was asked for; the message says why and what to do."""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..config import registered
+from ..errors import UserError
 from ..files import replacing
 from .definitions import metrics
 
@@ -20,7 +21,7 @@ _KEYS = ("session", "subject", "unit_id", "likelihood")
 _REQUIRED = ("session", "subject", "unit_id", "bins")
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """An evaluation is not possible, or a table is not one; the message says why and what to do."""
 
 
@@ -41,9 +42,12 @@ class Table:
     columns
         (N,) arrays by the names of :func:`columns`: `session`, `subject`, `unit_id` (64-bit whole numbers, or text),
         the name of the `likelihood` that the figures are of, and one column for each metric.
+    absent
+        Metrics that are NaN because the file that the table was read from does not have them.
     """
 
     columns: dict[str, np.ndarray]
+    absent: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.columns["unit_id"])
@@ -81,7 +85,7 @@ class Table:
 
     def where(self, rows: np.ndarray) -> "Table":
         """The rows of a mask or of indices."""
-        return Table({name: column[rows] for name, column in self.columns.items()})
+        return Table({name: column[rows] for name, column in self.columns.items()}, self.absent)
 
     @classmethod
     def concatenate(cls, tables: Sequence["Table"]) -> "Table":
@@ -91,7 +95,8 @@ class Table:
         parts = {name: [table.columns.get(name, np.full(len(table), np.nan)) for table in tables] for name in names}
         if len({part.dtype.kind for part in parts["unit_id"]} & {"U", "i"}) == 2:
             parts["unit_id"] = [part.astype(str) for part in parts["unit_id"]]
-        return cls({name: np.concatenate(part) for name, part in parts.items()})
+        columns = {name: np.concatenate(part) for name, part in parts.items()}
+        return cls(columns, frozenset().union(*(table.absent for table in tables)))
 
     @property
     def figure_of_merit(self) -> str:
@@ -136,7 +141,8 @@ class Table:
                 raise EvaluationError(f"{path}:{line}: {len(row)} values under {len(header)} columns")
         text = {name: [row[index] for row in rows] for index, name in enumerate(header)}
         try:
-            return cls(_complete({name: _parse(name, values) for name, values in text.items()}))
+            parsed = {name: _parse(name, values) for name, values in text.items()}
+            return cls(_complete(parsed), frozenset(metrics()) - frozenset(header))
         except (ValueError, OverflowError) as error:
             raise EvaluationError(f"{path}: {error}") from None
 

@@ -1,13 +1,17 @@
 """The command: what it prints, what it writes, and one line with exit code 2 for every mistake."""
 
 import json
+import pkgutil
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import yaml
 
-from neurotwin.cli import main
+from neurotwin import commands
+from neurotwin.cli import COMMANDS, main
 from neurotwin.config import json_schemas, load_dataset_configs, load_model_config
 from neurotwin.data.prepare import prepare
 from neurotwin.metrics import Table
@@ -121,10 +125,25 @@ def test_report(lab, capsys, tmp_path):
     assert run(capsys, "report", tmp_path / "run", "--markdown")[1].startswith("| model |")
 
 
+def test_help_imports_no_code_of_commands():
+    code = "import sys, neurotwin.cli as c; c.make_parser(()).format_help(); print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert "neurotwin.cli" in loaded
+    assert not loaded & {"torch", "numpy", "pydantic", "matplotlib", "neurotwin.config", "neurotwin.commands"}
+
+
+def test_every_module_of_a_command_is_named():
+    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    assert modules - {"arguments", "reading"} == {name.replace("-", "_") for name in COMMANDS}
+
+
 def test_simulate(capsys, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "neurotwin.cli.make_demo_sessions", lambda folder, names, seed: made.append((folder, names, seed)) or ["a"]
+        "neurotwin.commands.simulate.make_demo_sessions",
+        lambda folder, names, seed: made.append((folder, names, seed)) or ["a"],
     )
     assert run(capsys, "simulate", tmp_path, "--sessions", "ada_demo1", "--seed", 3)[:2] == (0, "a\n")
     assert made == [(str(tmp_path), ["ada_demo1"], 3)]

@@ -66,10 +66,26 @@ def test_folders_and_files(table, tmp_path):
         compare(tmp_path / "run", tmp_path / "absent")
 
 
-def test_a_figure_that_one_table_is_too_old_for_is_no_difference(table):
-    old = changed(table, "bits_per_bin", slice(None), np.nan)
-    for result in (compare_tables(table, old), compare_tables(old, table)):
+def test_a_figure_that_one_table_is_too_old_for_is_named_and_left_out(table, tmp_path):
+    table.write(tmp_path / "new.csv")
+    columns = {name: column for name, column in table.columns.items() if name != "bits_per_bin"}
+    Table(columns).write(tmp_path / "old.csv")
+    for pair in (("new.csv", "old.csv"), ("old.csv", "new.csv")):
+        result = compare(*(tmp_path / name for name in pair))
         assert result.same and "bits_per_bin" not in result.largest and "bps" in result.largest
+        assert result.left_out == ("bits_per_bin",) and "lacks them: bits_per_bin" in result.text()
+
+
+def test_a_figure_that_is_nan_in_all_units_of_one_run_is_a_difference(table):
+    """A run whose every score is NaN has not given the same figures."""
+    broken = changed(table, "bps", slice(None), np.nan)
+    for result in (compare_tables(table, broken), compare_tables(broken, table)):
+        assert not result.same and result.largest["bps"] == np.inf and result.left_out == ()
+
+
+def test_another_likelihood_is_a_difference(table):
+    result = compare_tables(table, changed(table, "likelihood", slice(None), "gamma"))
+    assert not result.same and "'poisson' and 'gamma'" in result.text()
 
 
 def test_a_figure_that_only_one_table_knows_is_no_difference(table, tmp_path):
@@ -78,4 +94,4 @@ def test_a_figure_that_only_one_table_knows_is_no_difference(table, tmp_path):
     Table(table.columns | {"own_metric": np.arange(3.0)}).write(tmp_path / "own.csv")
     for pair in (("plain.csv", "own.csv"), ("own.csv", "plain.csv")):
         result = compare(*(tmp_path / name for name in pair))
-        assert result.same and "own_metric" not in result.largest
+        assert result.same and "own_metric" not in result.largest and result.left_out == ("own_metric",)

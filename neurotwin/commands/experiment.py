@@ -4,22 +4,38 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
 import yaml
 
 from ..config import registered
 from ..data.prepare import prepare
+from ..experiments import ExperimentError, options_of
 from ..models import load_twin
-from .base import options_of
-from .presenter import ExperimentError
+from .arguments import add_device, add_moved_data, announce, moved
 
-__all__ = ["add_experiment_arguments", "run_experiment"]
+__all__ = ["add_arguments", "run"]
 
 logger = logging.getLogger(__name__)
 
 
-def run_experiment(arguments: argparse.Namespace) -> Path:
-    """Do what the arguments ask for, unless that has been done, and return the folder of the result.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command; its help lists every experiment with its options."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _experiments_help()
+    parser.add_argument("name", choices=list(registered("experiment")), metavar="NAME", help="see below")
+    parser.add_argument("checkpoint", help="run folder, training checkpoint (.ckpt) or saved model (.safetensors)")
+    parser.add_argument("--output", metavar="DIR", help="folder of the result; default: beside the checkpoint")
+    parser.add_argument(
+        "--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the experiment; values are YAML"
+    )
+    parser.add_argument("--sessions", nargs="+", metavar="NAME", help="default: all that the model knows")
+    parser.add_argument(
+        "--behavior", default="median", help="held at: median (of training), zeros, or K numbers: 0.1,0.2"
+    )
+    add_moved_data(parser)
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments ask for, unless that has been done, and print the folder of the result.
 
     Raises
     ------
@@ -28,16 +44,14 @@ def run_experiment(arguments: argparse.Namespace) -> Path:
     """
     options = options_of(arguments.name, dict(_option(text) for text in arguments.options))
     twin = load_twin(arguments.checkpoint).to(arguments.device)
-    names = [spec.name for spec in twin.sessions if not arguments.sessions or spec.name in arguments.sessions]
-    configs = [spec.config for spec in twin.sessions if spec.name in names]
-    if arguments.data_dir is not None:
-        configs = [c.model_copy(update={"path": str(Path(arguments.data_dir) / Path(c.path).name)}) for c in configs]
+    specs = [spec for spec in twin.sessions if not arguments.sessions or spec.name in arguments.sessions]
+    configs = moved(specs, arguments.data_dir)
     # Without the recordings an experiment is possible as long as it does not need them; it says what it needs.
     there = [config for config in configs if config.path is not None and Path(config.path).exists()]
     for config in configs:
         if config not in there:
             logger.info("session %s: its recording is not at %s; going on without", config.session, config.path)
-    prepared = prepare(there, progress=_announce) if there else []
+    prepared = prepare(there, progress=announce) if there else []
     behavior = arguments.behavior
     if behavior not in ("median", "zeros"):
         try:
@@ -55,20 +69,8 @@ def run_experiment(arguments: argparse.Namespace) -> Path:
     else:
         result = options.run(twin, prepared, folder=folder, **asked)
         logger.info("%d rows of %d columns", *(lambda t: (len(t["unit_id"]), len(t)))(result.tables["units"]))
-    return folder
-
-
-def add_experiment_arguments(sub: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command; its help lists every experiment with its options."""
-    sub.formatter_class, sub.epilog = argparse.RawDescriptionHelpFormatter, _experiments_help()
-    sub.add_argument("name", choices=list(registered("experiment")), metavar="NAME", help="see below")
-    sub.add_argument("checkpoint", help="run folder, training checkpoint (.ckpt) or saved model (.safetensors)")
-    sub.add_argument("--output", metavar="DIR", help="folder of the result; default: beside the checkpoint")
-    sub.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="of the experiment; values are YAML")
-    sub.add_argument("--sessions", nargs="+", metavar="NAME", help="default: all that the model knows")
-    sub.add_argument("--behavior", default="median", help="held at: median (of training), zeros, or K numbers: 0.1,0.2")
-    sub.add_argument("--data_dir", help="folder of session data, if it has moved since training")
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    print(folder)
+    return 0
 
 
 def _option(text: str) -> tuple[str, object]:
@@ -89,7 +91,3 @@ def _experiments_help() -> str:
         for key, field in kind.model_fields.items():
             lines.append(f"  {key}={field.default}: {field.description}".replace("%", "%%"))
     return "\n".join(lines)
-
-
-def _announce(index: int, number: int, name: str) -> None:
-    logger.info("session %d of %d: %s", index + 1, number, name)
