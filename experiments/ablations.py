@@ -1,6 +1,6 @@
 """Train one model with one part changed at a time, and write the table of docs/ablations.md.
 
-    python experiments/ablations.py --output runs/ablations
+    python experiments/ablations.py --output runs/ablations --write
 
 Each variant is a shipped model with some keys replaced. A variant that OUTPUT holds already is not trained again, so
 that a run which was stopped goes on where it was. What counts as time is that of the processor, with one thread.
@@ -30,16 +30,27 @@ MIXED = WIDE | {f"{FIRST}.act_type": "amplitude", f"{FIRST}.act_params": {"paire
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "as_shipped": ("`resnet_concat` as it is: 16 filters, `splitrelu`", {}),
-    "wide": ("32 filters in place of 16, `splitrelu`", WIDE),
-    "energy": ("32 filters, all in pairs: `act_type: energy`", WIDE | {f"{FIRST}.act_type": "energy"}),
-    "amplitude": ("32 filters, all in pairs: `act_type: amplitude`", WIDE | {f"{FIRST}.act_type": "amplitude"}),
-    "mixed": ("32 filters, half of them in pairs: `amplitude`, `paired: 0.5`", MIXED),
-    "mixed_energy": ("32 filters, half of them in pairs: `energy`, `paired: 0.5`",
-                     MIXED | {f"{FIRST}.act_type": "energy"}),
+    "wide": ("32 filters, `splitrelu`: 64 channels after it", WIDE),
+    "energy": ("32 filters, `energy`: 16 channels", WIDE | {f"{FIRST}.act_type": "energy"}),
+    "amplitude": ("32 filters, `amplitude`: 16 channels", WIDE | {f"{FIRST}.act_type": "amplitude"}),
+    "mixed": ("32 filters, `amplitude`, `paired: 0.5`: 24 channels, 16 of them rectified", MIXED),
     "divisive": ("`norm_type: divisive` in both blocks", DIVIDED),
     "divisive_first": ("`norm_type: divisive` in the first block", {f"{FIRST}.norm_type": "divisive"}),
-    "divisive_mixed": ("`divisive` in both blocks, and `amplitude`, `paired: 0.5`", DIVIDED | MIXED),
+    "divisive_mixed": ("`divisive` in both blocks, and 32 filters, `amplitude`, `paired: 0.5`", DIVIDED | MIXED),
     "drop_path": ("`drop_path: 0.1`", {"convnet.params.drop_path": 0.1}),
+    "retinotopy": ("`retinotopy: true`", {"readout.params.retinotopy": True}),
+    "per_unit": ("`learned: per_unit`",
+                 {"output_activation": {"type": "softplus", "params": {"learned": "per_unit"}}}),
+    "low_rank": ("`rank: 12`", {"readout.params.rank": 12}),
+    "factorized": ("`type: factorized` in the second block", {f"{SECOND}.conv_params.type": "factorized"}),
+    "separable": ("`type: depthwise` and `se_pool` in the second block",
+                  {f"{SECOND}.conv_params.type": "depthwise",
+                   f"{SECOND}.pool_params": {"type": "se_pool", "stride": 1, "r": 4}}),
+    "positions": ("`position_channels: linear`", {"convnet.params.position_channels": "linear"}),
+    "rotations": ("32 filters, `rotations: 8`, `splitrelu`",
+                  WIDE | {f"{FIRST}.conv_params.rotations": 8, f"{FIRST}.conv_params.aa_signal": False}),
+    "transformer": ("`convnet: transformer`, 2 layers of 2 frames",
+                    {"convnet": {"type": "transformer", "params": {"frames": 2, "depth": 2, "width": 32}}}),
 }  # fmt: skip
 """Name of a variant: what it is, and the keys of BASE that it replaces."""
 
@@ -56,10 +67,15 @@ def variant(changes: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def done(run: Path) -> bool:
+    """Whether a run folder holds all that the table needs."""
+    return (run / "seconds.json").exists()
+
+
 def train(name: str, seed: int, arguments: argparse.Namespace) -> None:
     """Train a variant unless that is done, and keep the seconds of the processor that it took."""
     run = arguments.output / f"{name}_{seed}"
-    if (run / "seconds.json").exists():
+    if done(run):
         return
     config = arguments.output / f"{name}.yaml"
     config.write_text(yaml.safe_dump(variant(VARIANTS[name][1]), sort_keys=False))
@@ -110,7 +126,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "runs/ablations", help="where run folders are made")
     parser.add_argument("--data_dir", type=Path, help="folder of the demo sessions; default: as in the dataset config")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="one run each")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run each")
+    parser.add_argument(
+        "--write", action="store_true", help="put the table of what OUTPUT holds into docs/ablations.md"
+    )
     parser.add_argument("--steps", type=int, default=800, help="of each run, a multiple of 200")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -121,9 +140,10 @@ def main() -> None:
         f"| variant | parameters | BPS, step {arguments.steps // 2} | BPS, step {arguments.steps} | of the oracle | "
         "processor, s |\n|---|---|---|---|---|---|\n"
     )
-    table = head + "\n".join(row(name, arguments.seeds, arguments.output) for name in arguments.variants)
+    trained = [name for name in VARIANTS if all(done(arguments.output / f"{name}_{seed}") for seed in arguments.seeds)]
+    table = head + "\n".join(row(name, arguments.seeds, arguments.output) for name in trained)
     sys.stdout.write(f"{table}\n")
-    if PAGE.exists() and arguments.variants == list(VARIANTS):
+    if arguments.write:
         marked = re.compile(r"(?<=<!-- table -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
         PAGE.write_text(marked.sub(lambda _: table, PAGE.read_text()))
 
