@@ -19,8 +19,8 @@ class WeightAverage(Callback):
         a <- d a + (1 - d) w,    d = min(decay, n / (n + 9))
 
     so that the first weights, which are random, do not stay in it for long (Polyak & Juditsky 1992; the warm-up is that
-    of TensorFlow's ``ExponentialMovingAverage``). Running statistics of batch norm are averaged alike: the average of
-    the weights meets features between those that the weights of the last steps met. Counters are those of the last step.
+    of TensorFlow's ``ExponentialMovingAverage``). Running statistics of batch norm are averaged alike, because the
+    averaged weights meet features between those that the last weights met. Counters are those of the last step.
 
     Training never sees the average. It is in the model from the start of a validation to its end, and stands in
     checkpoints under ``averaged``, beside the last weights in ``state_dict``; :func:`neurotwin.load_twin` takes the

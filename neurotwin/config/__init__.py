@@ -27,6 +27,7 @@ from .model import BaselineConfig, ModelConfig, RegularizerConfig, ScheduleConfi
 from .notices import MODEL, Notices, notice, noticing
 from .part import FlatPart, NoParams, Op, Part, params_of
 from .registry import KINDS, define, name_of, register, registered
+from .training import TrainingConfig, check_limit
 
 __all__ = [
     "KINDS",
@@ -54,7 +55,9 @@ __all__ = [
     "ScheduleConfig",
     "Size",
     "Strict",
+    "TrainingConfig",
     "TransformConfig",
+    "check_limit",
     "define",
     "json_schemas",
     "load_dataset_configs",
