@@ -14,7 +14,7 @@ from training.processes import GradientSumStrategy
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_multidataset import assert_same, make_configs, make_data, make_model, make_trainer
-from test_reliability import NOISY, Killed, KillAt, assert_same_files, run
+from test_reliability import NOISY, KillAt, Killed, assert_same_files, run
 
 
 @pytest.fixture(scope="module")
