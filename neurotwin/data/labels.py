@@ -1,5 +1,6 @@
 """Names of bins, kept as codes: a recording has millions of bins and few names."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,18 @@ class Coded(NamedTuple):
         names = np.asarray(sorted(found), str)
         parts = [np.searchsorted(names, part.astype(str)).astype(np.int32) for part in blocks(array)]
         return cls(names, np.concatenate(parts) if parts else np.zeros(0, np.int32))
+
+    @classmethod
+    def of_runs(cls, values: Sequence[str], lengths: Sequence[int]) -> "Coded":
+        """From names that each hold for a run of bins; the name of a bin is never written out.
+
+        Examples
+        --------
+        >>> Coded.of_runs(["noise", "image", "noise"], [2, 1, 1]).codes.tolist()
+        [1, 1, 0, 1]
+        """
+        names, codes = np.unique(np.asarray(values, str), return_inverse=True)
+        return cls(names, np.repeat(codes.astype(np.int32), lengths))
 
     def labels(self) -> np.ndarray:
         """The name of every bin, (T,), read-only; takes four bytes for every letter of the longest name."""

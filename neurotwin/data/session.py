@@ -161,15 +161,14 @@ class Session:
         self.trial = trial if trial.dtype == np.int64 else number_trials(trial)
         self.repeat_id = whole_numbers(np.full(n_bins, -1) if self.repeat_id is None else self.repeat_id, "repeat_id")
         self.valid = np.ones(n_bins, bool) if self.valid is None else as_booleans(self.valid, "valid")
-        self.stimulus_type = as_names(self.stimulus_type, "stimulus_type", n_bins)
+        for key in ("stimulus_type", "split"):
+            self._coded(key)
         axes = {"exposure": (1,), "true_rate": range(1, 65), "missing_pct": range(1, 65), "unit_positions": (2,)}
         for key in axes:
             if getattr(self, key) is not None:
                 setattr(self, key, as_float32(getattr(self, key), key, axes=axes[key]))
         if self.time is not None:
             self.time = np.asarray(as_array(self.time, "time", axes=(1,)))
-        if self.split is not None:
-            self.split = as_names(self.split, "split", n_bins)
         behavior = as_mapping(self.behavior, "behavior")
         self.behavior = {key: as_float32(value, f"behavior[{key!r}]", axes=(1, 2)) for key, value in behavior.items()}
         labels = as_mapping(self.unit_labels, "unit_labels")

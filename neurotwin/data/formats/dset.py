@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from ...config import nearest, register
+from ..labels import Coded
 from ..session import Session, SessionError, whole_numbers
 from ..streamed import Streamed
 from .base import Format
@@ -90,7 +91,7 @@ class Dset(Format):
             name=self.name or (folder.name if folder is not None else path.stem), subject=self.subject,
             stimulus=_stimulus(parts), responses=responses, bin_rate=rate, unit_ids=ids.ids, behavior=signals,
             trial=_trials(parts, notes), valid=valid & gaze_known & _tracked(parts, notes), time=time,
-            stimulus_type=np.repeat(list(files), lengths), repeat_id=_repeats(parts), missing_pct=missing,
+            stimulus_type=Coded.of_runs(list(files), lengths), repeat_id=_repeats(parts), missing_pct=missing,
             unit_positions=ids.positions(parts, notes), unit_labels=ids.labels(parts, notes),
             pixels_per_degree=_pixels_per_degree(parts, notes), info=_info(parts), notes=notes,
         )  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from ...config import nearest, register
+from ..labels import Coded
 from ..session import Session, SessionError, whole_numbers
 from ..streamed import Streamed
 from .base import Format
@@ -79,9 +80,9 @@ class _Retina(Format):
             responses=filled(joined(responses), _float32(joined(responses).dtype)), bin_rate=rate, subject=self.subject,
             unit_ids=ids[kept], unit_positions=None if positions is None else positions[kept],
             unit_labels={key: values[kept] for key, values in labels.items()}, valid=~missing,
-            trial=np.concatenate(trials), split=np.repeat([movie.split for movie in movies], lengths),
+            trial=np.concatenate(trials), split=Coded.of_runs([movie.split for movie in movies], lengths),
             repeat_id=repeat_ids([movie.repeats for movie in movies], lengths),
-            stimulus_type=np.repeat([movie.kind for movie in movies], lengths), notes=notes, **about,
+            stimulus_type=Coded.of_runs([movie.kind for movie in movies], lengths), notes=notes, **about,
         )  # fmt: skip
 
 
