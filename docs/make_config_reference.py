@@ -28,6 +28,7 @@ TITLES = {
     "shifter": "Shifter (one a session)",
     "history_encoder": "History encoder (one a session)",
     "pool": "Pool",
+    "augmentation": "Augmentation",
     "likelihood": "Likelihood",
     "link": "Output activation",
 }

@@ -42,4 +42,4 @@ def follow_recipe(arguments: Arguments, recipe: TrainingConfig, file: str | Path
 def with_recipe(config: ModelConfig, arguments: Arguments) -> ModelConfig:
     """A model's config with the recipe that held: what repeats the run without a flag."""
     held = {name: getattr(arguments, name) for name in TrainingConfig.model_fields if hasattr(arguments, name)}
-    return config.model_copy(update={"training": TrainingConfig(**held)})
+    return config.model_copy(update={"training": config.training.model_copy(update=held)})

@@ -32,6 +32,7 @@ from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.files import write_json, write_text
 from neurotwin.models import check_run, load_twin
 from training import MultiDatasetDM, MultiDatasetModel, flags
+from training.augmentation import Augment
 from training.averaging import WeightAverage
 from training.callbacks import (
     CurriculumCallback,
@@ -90,8 +91,11 @@ def train(arguments: Arguments, signals: StopSignals | None = None) -> Path:
     step = StepSize.of(arguments.batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)
     name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
     record = make_record(arguments, name, model, data, step)
+    record["augmentation"] = model_config.training.model_dump(mode="json").get("augmentation", [])
     folder, checkpoint = run_folder(arguments, name, model, record)
-    trainer = make_trainer(arguments, launch, folder, name, model.merit, signals)
+    augmentations = [part.params for part in model_config.training.augmentation]
+    extra = [*([Augment(augmentations, arguments.seed)] if augmentations else []), *([signals] if signals else [])]
+    trainer = make_trainer(arguments, launch, folder, name, model.merit, extra)
     logger.info("%s: on %s, precision %s, a step takes %s", folder, launch.accelerator, trainer.precision, step.text())
     write_record(folder, record, with_recipe(model_config, arguments), data)
     began = time.monotonic()
@@ -183,7 +187,12 @@ def make_record(
 
 
 def make_trainer(
-    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, merit: str, signals: StopSignals | None
+    arguments: argparse.Namespace,
+    launch: Launch,
+    folder: Path,
+    name: str,
+    merit: str,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     """Lightning's loop, with the processes that were launched; the best checkpoint is that of the largest `merit`."""
     return pl.Trainer(
@@ -192,7 +201,7 @@ def make_trainer(
         precision=choose_precision(arguments.precision, launch.accelerator), max_epochs=arguments.max_epochs,
         gradient_clip_val=arguments.gradient_clip_val or None,
         accumulate_grad_batches=arguments.accumulate_grad_batches,
-        callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *([signals] if signals else [])],
+        callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *callbacks],
         logger=make_loggers(arguments, folder, name), log_every_n_steps=min(50, arguments.steps_per_epoch),
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False, default_root_dir=folder,

@@ -27,12 +27,13 @@ from .model import BaselineConfig, ModelConfig, RegularizerConfig, ScheduleConfi
 from .notices import MODEL, Notices, notice, noticing
 from .part import FlatPart, NoParams, Op, Part, params_of
 from .registry import KINDS, define, name_of, register, registered
-from .training import TrainingConfig, check_limit
+from .training import AugmentationConfig, TrainingConfig, check_limit
 
 __all__ = [
     "KINDS",
     "LARGEST",
     "MODEL",
+    "AugmentationConfig",
     "BaselineConfig",
     "ConfigError",
     "DatasetConfig",

@@ -5,8 +5,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_serializer
 
 from .base import NonNegative, Strict
+from .part import FlatPart
 
-__all__ = ["TrainingConfig", "check_limit"]
+__all__ = ["AugmentationConfig", "TrainingConfig", "check_limit"]
+
+
+class AugmentationConfig(FlatPart):
+    """A change of training clips that leaves their responses as they are, or nearly."""
+
+    kind = "augmentation"
 
 
 def check_limit(value: float) -> float:
@@ -27,7 +34,10 @@ _Positive = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class TrainingConfig(Strict):
-    """The recipe of a model: each key stands for the flag of its name, whose value it is unless the flag is given."""
+    """The recipe of a model: each key is the value of the flag of its name, unless the flag is given.
+
+    There is no flag for `augmentation`.
+    """
 
     clip_len: _Count | None = Field(None, description="bins of a clip; 1 makes windows")
     balance: Literal["none", "session", "subject"] | None = Field(None, description="what is drawn equally often")
@@ -67,12 +77,16 @@ class TrainingConfig(Strict):
         description="limits the validation trials of each session (trials, not batches): a fraction up to 1, or a "
         "number above",
     )
+    augmentation: tuple[AugmentationConfig, ...] = Field(
+        (), description="How training clips are changed, in this order; validation never is."
+    )
 
     @model_serializer(mode="wrap")
     def _without_null(self, handler: Any) -> dict[str, Any]:
         """What is not said is left out."""
-        return {key: value for key, value in handler(self).items() if value is not None}
+        return {key: value for key, value in handler(self).items() if value not in (None, (), [])}
 
     def given(self) -> dict[str, Any]:
-        """The values that stand in the file, by the name of their flag."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+        """The values of flags that stand in the file, by the name of the flag."""
+        names = type(self).model_fields.keys() - {"augmentation"}
+        return {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}

@@ -5,11 +5,13 @@ import json
 import re
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import yaml
 
 from neurotwin.checkpoint_file import read_checkpoint
 from neurotwin.config import ConfigError, ModelConfig, TrainingConfig, load_model_config
+from neurotwin.data.augmentation import Shift
 from neurotwin.models import load_twin
 from training import train_ddp_multidataset as script
 from training.flags import FLAGS, parse_arguments, without_effect
@@ -21,6 +23,7 @@ from .test_cli import MODEL, arguments_of, lab  # noqa: F401
 ROOT = Path(__file__).parents[2]
 REQUIRED = ["--model_config", "m.yaml", "--dataset_configs_path", "d"]
 FLAG = {flag.name: flag for flag in FLAGS}
+KEYS = [name for name in TrainingConfig.model_fields if name != "augmentation"]
 RECIPE = {"learning_rate": 0.02, "lr_scheduler": "anneal", "warmup_epochs": 1, "max_epochs": 3, "ema": 0.9}
 
 
@@ -29,12 +32,12 @@ def follow(*argv, **recipe):
 
 
 def test_every_key_is_a_flag_whose_default_it_replaces():
-    assert set(TrainingConfig.model_fields) <= set(FLAG)
-    for name, field in TrainingConfig.model_fields.items():
+    for name in KEYS:
+        field = TrainingConfig.model_fields[name]
         assert field.default is None and FLAG[name].help == field.description
 
 
-@pytest.mark.parametrize("name", TrainingConfig.model_fields)
+@pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize("value", [-1, 0, 0.5, 1, 1.5, 2, 10**6, 10**6 + 1, 10**7 + 1, 1e9, 1e10, 1e31, "x", True])
 def test_a_model_file_may_say_what_the_flag_takes_and_nothing_else(name, value):
     def flag_takes() -> bool:
@@ -136,14 +139,32 @@ def test_a_run_follows_its_model_file_records_it_and_goes_on_with_it(lab, tmp_pa
     assert not (kernel == best["state_dict"]["twin.frontend.weight"]).all()
 
     flags["--max_epochs"] = "3"
-    model.write_text(yaml.safe_dump(MODEL | {"training": RECIPE | {"batch_size": 32, "ema": 0.5}}))
-    assert script.main(arguments_of(lab, flags, tmp_path)) == 2
-    assert "--ema was 0.9 and is 0.5; a run goes on with what it began with" in capsys.readouterr().err
+    for other, message in (
+        ({"ema": 0.5}, "--ema was 0.9 and is 0.5"),
+        ({"augmentation": ["shift"]}, r"training.augmentation was \[\] and is \[{'type': 'shift', 'pixels': 1}\]"),
+    ):
+        model.write_text(yaml.safe_dump(MODEL | {"training": RECIPE | {"batch_size": 32} | other}))
+        assert script.main(arguments_of(lab, flags, tmp_path)) == 2
+        assert re.search(f"{message}; a run goes on with what it began with", capsys.readouterr().err)
     model.write_text(yaml.safe_dump(MODEL | {"training": RECIPE | {"batch_size": 32}}))
     assert script.main(arguments_of(lab, flags, tmp_path)) == 0
     assert json.loads((folder / "run.json").read_text())["epochs"] == 3
     text = capsys.readouterr().err
     assert "has no effect in this model" not in text and not re.search("training.* is for the script", text)
+
+
+def test_augmentations_of_a_model_file_reach_training(lab, tmp_path, monkeypatch):  # noqa: F811
+    seen = []
+    monkeypatch.setattr(script, "Augment", lambda parts, seed: seen.append((parts, seed)) or pl.Callback())
+    model = tmp_path / "augmented.yaml"
+    model.write_text(yaml.safe_dump(MODEL | {"training": {"augmentation": [{"type": "shift", "pixels": 2}]}}))
+    argv = arguments_of(lab, {"--model_config": str(model), "--max_epochs": "1", "--seed": "3"}, tmp_path)
+    assert script.main(argv) == 0
+    assert seen == [([Shift(pixels=2)], 3)]
+    record = json.loads((tmp_path / "augmented" / "run.json").read_text())
+    assert record["augmentation"] == [{"type": "shift", "pixels": 2}]
+    again = yaml.safe_load((tmp_path / "augmented" / "model.yaml").read_text())["training"]
+    assert again["augmentation"] == record["augmentation"]
 
 
 def test_from_python_a_recipe_is_not_followed_and_that_is_said(caplog):
