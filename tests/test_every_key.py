@@ -46,6 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "frontend da": {"filter_length": 8},
     "frontend conv": {"out_channels": 4, **BLOCK},
     "convnet": {"channels": [4], "block_configs": [BLOCK], "stem_config": {"out_channels": 4, **BLOCK}},
+    "convnet transformer": {"width": 8, "hidden_dim": 6, "frames": 2, "depth": 1},
     "modulator": {"encoder_params": {"dims": [4, 4]}},
     "modulator convgru": {"encoder_params": {"dims": [4, 4]}, "hidden_dim": 3},
     "recurrent": {"hidden_dim": 3},
@@ -67,6 +68,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {
     "negative_slope": {"../act_type": "leakyrelu"},
     "act_params.beta": {"../act_type": "softplus"},
     "split_dim": {"../act_type": "splitrelu"},
+    "paired": {"../act_type": "energy"},
     "baseline.activation": {"enabled": True},
     "baseline.init_value": {"enabled": True},
     "lambda_pred": {"modulator": {"type": "convgru", "params": {"hidden_dim": 3}}},
@@ -81,6 +83,7 @@ NOTICED = {
     "feature_dim": "the features say how wide they are",
     "n_units": "the session says how many units there are",
     "sampling_rate": "it is a label, and the data say their own rate",
+    "training": "it says how, not what, and is followed by the script: tests/training/test_recipe.py",
     "causal": "clips bring the frames that a window would have to make up, so both kinds of block consume them",
     "frontend learnable_temporal.padding_mode": "nothing is padded",
 }
@@ -107,7 +110,7 @@ GUESSES: list[Any] = [
     {"out_channels": 2}, {"power": 0.5}, {"eps": 0.5}, {"beta": 2.0}, {"enabled": True}, {"kind": "constant"},
     [{"act_type": "gelu"}], {"type": "gaussian"}, {"type": "linear"}, {"type": "concat"}, {"type": "gru"},
     {"type": "mlp"}, {"type": "adapter", "params": {"grid_size": 8}}, {"type": "vanilla", "params": {"channels": [3]}},
-    {"type": "softplus", "params": {"beta": 3.0}},
+    {"type": "softplus", "params": {"beta": 3.0}}, {"ema": 0.5},
 ]  # fmt: skip
 """Values to try; those that a key cannot have are passed over."""
 

@@ -97,6 +97,8 @@ def _weights(readout: torch.nn.Module, n_features: int) -> np.ndarray | None:
     if features is None:
         return None
     kind = readout.kinds.get("features")
+    if getattr(readout, "basis", None) is not None:
+        features = readout.feature_weights()
     values = features.detach().double().cpu().numpy()
     if kind == "feature_maps":
         return values.mean(axis=(2, 3))
