@@ -117,7 +117,7 @@ class Teacher:
                     "the types out"
                 )
             shown = as_trained(prepared.spec, recording, types)
-            nothing = {"mask": np.zeros_like(shown.mask), "n_valid": np.zeros_like(shown.n_valid), "stretches": None}
+            nothing = {"mask": np.zeros_like(shown.mask), "n_valid": np.zeros_like(shown.n_valid)}
             found.append(replace(shown, split=np.zeros(shown.n_bins, np.int8), **nothing))
             homes.append(index)
         if absent := set(self.types) - seen:

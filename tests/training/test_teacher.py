@@ -240,6 +240,11 @@ def test_stimuli_of_other_types_are_learned_from_without_their_responses(tmp_pat
     batches = [dm.train_dataloader().batch(step) for step in range(3)]
     assert all(batch.sessions == (0,) and {s.session for s in batch.samples} == {0} for batch in batches)
     assert any(len(batch.samples) == 2 for batch in batches)
+    (tmp_path / "sessions").mkdir()
+    (tmp_path / "sessions" / "ada_1.yaml").write_text(yaml.safe_dump(values | {"types": ["movie"]}))
+    flags = ["--dataset_configs_path", str(tmp_path / "sessions"), "--model_config", f"{lab}/student.yaml"]
+    arguments = script.parse_arguments([*flags, "--teacher", str(teacher), "--teacher_types", "noise"])
+    assert len(script.make_data(arguments, ModelConfig(**STUDENT)).lessons.sessions) == 2
     for wrong, text in ((["movie"], "is trained on that type"), (["rain"], "no session has stimuli")):
         with pytest.raises(EvaluationError, match=text):
             Teacher(teacher, wrong).lessons([prepared])

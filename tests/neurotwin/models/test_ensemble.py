@@ -207,6 +207,12 @@ def test_the_likelihood_gives_the_mean_of_the_variances(make, kind):
     assert means[0] == pytest.approx(rates[0, 0].item(), rel=0.05)
     assert variances[0] == pytest.approx(np.mean(variances[1:]), rel=0.05)
     assert variances[1] != pytest.approx(variances[2], rel=0.2)
+    if kind == "gamma":
+        zeros = [
+            (twin.per_session[0].likelihood.sample(rates, generator=generator) == 0).double().mean().item()
+            for twin in (ensemble, *members)
+        ]
+        assert zeros[0] == pytest.approx(np.mean(zeros[1:]), abs=2e-3)
     path = ensemble.save(make.folder / "kind.safetensors")
     for name, value in load_twin(path).per_session[0].likelihood.state_dict().items():
         assert torch.equal(value, ensemble.per_session[0].likelihood.state_dict()[name])
