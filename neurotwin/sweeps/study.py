@@ -129,12 +129,11 @@ class Worker:
         process = self._start(name, model, values)
         try:
             self._watch(trial, process, name)
-        except optuna.TrialPruned:
+        except (optuna.TrialPruned, SweepError, _TrialFailed):
             raise
-        except BaseException:
+        except BaseException:  # the worker is told to end, or is at fault itself
             _end(process)
-            if not isinstance(sys.exc_info()[1], SweepError | _TrialFailed):
-                _queue_again(trial.study, trial.study.get_trials(deepcopy=False)[trial.number])
+            _queue_again(trial.study, trial.study.get_trials(deepcopy=False)[trial.number])
             raise
         return self._result(trial, name)
 
@@ -159,6 +158,7 @@ class Worker:
             # A process of its own, since the library does not know the training scripts.
             return subprocess.Popen(
                 [sys.executable, "-m", "training.train_ddp_multidataset", *flags], stdout=file, stderr=file,
+                start_new_session=True,  # Ctrl-C is for the worker, which tells the run to end
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip
 

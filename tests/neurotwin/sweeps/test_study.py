@@ -122,16 +122,17 @@ def test_a_trial_that_lags_behind_is_ended_early(lab):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_leaves_its_trial_to_another(lab, tmp_path):
-    """By SIGKILL, while it trains: its run ends with it, and the trial goes on from its checkpoint in one folder."""
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_ended_leaves_its_trial_to_another(lab, by):
+    """While it trains: its run ends with it, and the trial goes on from its checkpoint in one folder."""
     path = lab(trials=1, flags=FLAGS | {"max_epochs": 400, "steps_per_epoch": 20}, pruner="none")
     config = load_sweep(path)
     command = [sys.executable, "-m", "neurotwin.cli", "sweep", str(path)]
     worker = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     folder = config.folder / "trial_0000"
     _until(lambda: (folder / "checkpoints" / "last.ckpt").exists())
-    worker.send_signal(signal.SIGKILL)
-    worker.wait()
+    worker.send_signal(by)
+    assert worker.wait() == (-by if by == signal.SIGKILL else 130)
     log = config.folder / "logs" / "trial_0000.log"
     _until(lambda: "stopped by SIGTERM" in log.read_text())
     # The second worker is given fewer epochs, so that the test ends.
