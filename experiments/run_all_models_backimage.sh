@@ -9,10 +9,10 @@ FAMILY=${FAMILY:-}
 MODELS=${MODELS:-}
 DATASETS=${DATASETS:-experiments/dataset_configs/backimage_120.yaml}
 OUTPUT=${OUTPUT:-runs/backimage_$(date +%Y%m%d_%H%M%S)}
-BATCH_SIZE=${BATCH_SIZE:-256}
-LEARNING_RATE=${LEARNING_RATE:-2e-2}
-MAX_EPOCHS=${MAX_EPOCHS:-10}
-STEPS_PER_EPOCH=${STEPS_PER_EPOCH:-100}
+BATCH_SIZE=${BATCH_SIZE:-}
+LEARNING_RATE=${LEARNING_RATE:-}
+MAX_EPOCHS=${MAX_EPOCHS:-}
+STEPS_PER_EPOCH=${STEPS_PER_EPOCH:-}
 TIME_BUDGET_MINUTES=${TIME_BUDGET_MINUTES:-1.5}
 EXTRA_FLAGS=${EXTRA_FLAGS:-}
 
@@ -21,8 +21,10 @@ usage() {
 Usage: bash experiments/run_all_models_backimage.sh [OPTION VALUE]... [-- FLAG...]
 
 Sets up .venv, makes the demo sessions if absent, trains each model config on the same dataset config, and closes with
-one table of the runs. Rates follow a cosine after an epoch of warm-up; epochs are validated on a quarter of the trials,
-the table is of all of them. A line "# flags: FLAG..." in a config overrides the settings for that model. A config that fails does not stop the others; the exit code is then 1. Ctrl-C stops the whole.
+one table of the runs. What is not set here is as the section "training" of the model config says,
+and else as stands in brackets. Learning rates fall to 0 within the time budget, and weights are averaged over steps,
+unless a model config says otherwise. Epochs are validated on a quarter of the trials, the table is of all of them. A
+config that fails does not stop the others; the exit code is then 1. Ctrl-C stops the whole.
 
 Each setting is an option or, in capitals, an environment variable; the option wins. Paths are relative to the
 repository.
@@ -31,10 +33,10 @@ repository.
   --models "A B"              names of configs in it, or paths of configs; default: all of them
   --datasets PATH             parent YAML or folder of session YAMLs ($DATASETS)
   --output DIR                where run folders are made (runs/backimage_DATE_TIME)
-  --batch_size N              predicted bins in a step ($BATCH_SIZE)
-  --learning_rate X           of readouts; the core learns at half of it ($LEARNING_RATE)
-  --max_epochs N              ($MAX_EPOCHS)
-  --steps_per_epoch N         ($STEPS_PER_EPOCH)
+  --batch_size N              predicted bins in a step (256)
+  --learning_rate X           of readouts; the core learns at half of it (2e-2)
+  --max_epochs N              (10)
+  --steps_per_epoch N         (100)
   --time_budget_minutes X     of each model; what is not done by then is left out ($TIME_BUDGET_MINUTES)
   --extra_flags "FLAG..."     more flags of training/train_ddp_multidataset.py; or write them after --
 
@@ -77,6 +79,25 @@ for model in ${MODELS:-"$folder"/*.yaml}; do
 done
 [ -e "$DATASETS" ] || fail "$DATASETS: no such dataset config"
 
+# What a model config does not say in its section training, and the caller has not set.
+DEFAULTS="batch_size=256 learning_rate=2e-2 max_epochs=10 steps_per_epoch=100 core_lr_scale=0.5 lr_scheduler=anneal \
+warmup_epochs=1 ema=0.99 limit_val_batches=0.25"
+
+# The settings of a model config as flags: those of the caller, and of DEFAULTS those that the config does not say.
+settings() {
+    local pair said
+    [ -z "$BATCH_SIZE" ] || echo "--batch_size $BATCH_SIZE"
+    [ -z "$LEARNING_RATE" ] || echo "--learning_rate $LEARNING_RATE"
+    [ -z "$MAX_EPOCHS" ] || echo "--max_epochs $MAX_EPOCHS"
+    [ -z "$STEPS_PER_EPOCH" ] || echo "--steps_per_epoch $STEPS_PER_EPOCH"
+    said="${BATCH_SIZE:+batch_size} ${LEARNING_RATE:+learning_rate} ${MAX_EPOCHS:+max_epochs} $(
+        python -c 'import sys, yaml; print(*(yaml.safe_load(open(sys.argv[1])).get("training") or {}))' "$1" 2>/dev/null
+    ) ${STEPS_PER_EPOCH:+steps_per_epoch}"
+    for pair in $DEFAULTS; do
+        [[ " $said " == *" ${pair%%=*} "* ]] || echo "--${pair%%=*} ${pair#*=}"
+    done
+}
+
 . scripts/setup_env.sh
 trap 'echo "Interrupted." >&2; exit 130' INT TERM
 
@@ -93,14 +114,10 @@ for config in "${configs[@]}"; do
         echo "$run holds a run already; choose another --output, or continue it with -- --resume auto" >&2
         status=2
     else
-        # A line "# flags: ..." in a config holds what suits that model better than the settings above. The last flag wins.
-        own_flags=$(sed -n 's/^# flags: //p' "$config")
-        # shellcheck disable=SC2086
+        # shellcheck disable=SC2046
         python training/train_ddp_multidataset.py --model_config "$config" --dataset_configs_path "$DATASETS" \
-            --experiment_name "$name" --checkpoint_dir "$OUTPUT" --batch_size "$BATCH_SIZE" \
-            --learning_rate "$LEARNING_RATE" --max_epochs "$MAX_EPOCHS" --steps_per_epoch "$STEPS_PER_EPOCH" \
-            --time_budget_minutes "$TIME_BUDGET_MINUTES" --core_lr_scale 0.5 --lr_scheduler cosine_warmup \
-            --warmup_epochs 1 --limit_val_batches 0.25 $own_flags "$@" || status=$?
+            --experiment_name "$name" --checkpoint_dir "$OUTPUT" --time_budget_minutes "$TIME_BUDGET_MINUTES" \
+            $(settings "$config") "$@" || status=$?
         [ ! -f "$run/run.json" ] || runs+=("$run") # one that failed on the way has its row as well
     fi
     case $status in

@@ -16,7 +16,7 @@ PYTHON = f"""#!/bin/bash
 echo "$*" >>"$LOG"
 case "$*" in
 "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
-*fcntl*) exec '{sys.executable}' "$@" ;;
+*fcntl* | *yaml.safe_load*) exec '{sys.executable}' "$@" ;;
 *" install "*) sleep 0.1 && [ ! -e broken ] ;;
 training/*)
     while [ "$1" != --experiment_name ]; do shift; done
@@ -165,6 +165,31 @@ def test_run_all_takes_settings_from_everywhere(experiments: Path) -> None:
     assert "--batch_size 7" in line
     assert "--max_epochs 2" in line
     assert line.endswith("--compile --balance subject --seed 3")
+
+
+def flags_of(project: Path) -> dict[str, str]:
+    (line,) = [line for line in (project / "log").read_text().splitlines() if line.startswith("training/")]
+    words = line.split()[1:]
+    assert len(words) == len(set(words[::2])) * 2  # nothing twice
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def test_run_all_puts_the_caller_before_the_model_config_and_that_before_its_own(experiments: Path) -> None:
+    config = experiments / "experiments/model_configs/c.yaml"
+    config.write_text("training: {learning_rate: 0.5, batch_size: 128, ema: 0.9}\n")
+    assert run_all(experiments, "--models", "c", "--learning_rate", "0.1", STEPS_PER_EPOCH="7").returncode == 0
+    flags = flags_of(experiments)
+    assert flags["--learning_rate"] == "0.1" and flags["--steps_per_epoch"] == "7"
+    assert "--batch_size" not in flags and "--ema" not in flags  # the trainer reads them
+    assert flags["--max_epochs"] == "10" and flags["--lr_scheduler"] == "anneal"
+
+
+@pytest.mark.parametrize("text", ["readout: gaussian", "training:", "", "training: [", "- 1"])
+def test_run_all_has_settings_for_a_config_that_says_nothing(experiments: Path, text: str) -> None:
+    (experiments / "experiments/model_configs/c.yaml").write_text(text)
+    assert run_all(experiments, "--models", "c").returncode == 0
+    flags = flags_of(experiments)
+    assert flags["--batch_size"] == "256" and flags["--learning_rate"] == "2e-2" and flags["--ema"] == "0.99"
 
 
 def test_run_all_selects_a_family(experiments: Path) -> None:

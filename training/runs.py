@@ -201,7 +201,8 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     values = {flag.name: flag.default for flag in FLAGS} | record["flags"]  # a flag may be younger than the record
     flags = {f"--{name}": value for name, value in values.items() if name not in _FREE}
     recordings = {f"recording of {name}": key for name, key in record["sessions"].items()}
-    return {"global_batch_size": record["global_batch_size"], **flags, **recordings}
+    augmented = {"training.augmentation": record.get("augmentation", [])}
+    return {"global_batch_size": record["global_batch_size"], **flags, **augmented, **recordings}
 
 
 @dataclass(frozen=True)

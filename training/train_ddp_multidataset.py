@@ -26,12 +26,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.analysis.report import load_run, report_rows, text_table
 from neurotwin.checkpoint_file import find_checkpoint, read_checkpoint
-from neurotwin.config import ModelConfig, load_dataset_configs, load_model_config, noticing
+from neurotwin.config import ModelConfig, TrainingConfig, load_dataset_configs, load_model_config, noticing
 from neurotwin.data.clips import has_part
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.files import write_json, write_text
 from neurotwin.models import check_run, load_twin
 from training import MultiDatasetDM, MultiDatasetModel, flags
+from training.augmentation import Augment
+from training.averaging import WeightAverage
 from training.callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
@@ -41,12 +43,15 @@ from training.callbacks import (
     ModelLogging,
     StopSignals,
     TimeBudgetCallback,
+    annealed,
 )
 from training.checkpoints import SafeCheckpoint, latest_checkpoint
 from training.flags import Arguments, choose_precision, without_effect
 from training.launch import Launch, LaunchError, read_launch
 from training.pl_modules import NonFiniteLossError
+from training.pl_modules.pretrained import open_pretrained
 from training.processes import GradientSumStrategy
+from training.recipe import follow_recipe, with_recipe
 from training.runs import (
     StepSize,
     check_same_run,
@@ -58,6 +63,7 @@ from training.runs import (
     run_name,
 )
 from training.seams import announce_rank, epochs_trained, kill_processes
+from training.teacher import Teacher
 from training.utils import keep_freed_memory, known_end, quiet_lightning
 
 __all__ = ["main", "parse_arguments", "train"]
@@ -70,26 +76,30 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     return flags.parse_arguments(argv, description=__doc__)
 
 
-def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> Path:
+def train(arguments: Arguments, signals: StopSignals | None = None) -> Path:
     """Train as the flags say, and return the run's folder."""
     launch = read_launch(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids, arguments.num_nodes)
     announce_rank(launch.rank)
     if launch.rank:
         logging.getLogger().setLevel(logging.ERROR)
-    for line in without_effect(arguments, launch.accelerator):
-        logger.warning(line)
     pretrained = arguments.pretrained_checkpoint and find_checkpoint(arguments.pretrained_checkpoint)
     with noticing():
         model_config = choose_model(arguments.model_config, pretrained)
+        arguments = follow_recipe(arguments, model_config.training, arguments.model_config)
+        for line in without_effect(arguments, launch.accelerator):
+            logger.warning(line)
         data = make_data(arguments, model_config)
         model = make_model(arguments, model_config, pretrained, data)
     step = StepSize.of(arguments.batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)
     name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
     record = make_record(arguments, name, model, data, step)
+    record["augmentation"] = model_config.training.model_dump(mode="json").get("augmentation", [])
     folder, checkpoint = run_folder(arguments, name, model, record)
-    trainer = make_trainer(arguments, launch, folder, name, model.merit, signals)
+    augmentations = [part.params for part in model_config.training.augmentation]
+    extra = [*([Augment(augmentations, arguments.seed)] if augmentations else []), *([signals] if signals else [])]
+    trainer = make_trainer(arguments, launch, folder, name, model.merit, extra)
     logger.info("%s: on %s, precision %s, a step takes %s", folder, launch.accelerator, trainer.precision, step.text())
-    write_record(folder, record, model, data)
+    write_record(folder, record, with_recipe(model_config, arguments), data)
     began = time.monotonic()
     try:
         trainer.fit(model, data, ckpt_path=checkpoint)
@@ -105,7 +115,7 @@ def train(arguments: argparse.Namespace, signals: StopSignals | None = None) -> 
 
 def choose_model(path: str | None, pretrained: Path | None) -> ModelConfig:
     """The model's config: that of the file, else that of the twin to start from."""
-    return load_model_config(path) if path else load_twin(pretrained).config
+    return load_model_config(path) if path else open_pretrained(pretrained).config
 
 
 def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> MultiDatasetDM:
@@ -125,6 +135,7 @@ def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> Multi
         curriculum_steps=arguments.warmup_epochs * arguments.steps_per_epoch if arguments.enable_curriculum else 0,
         dtype=arguments.dset_dtype, threads=arguments.num_workers, limit_val=arguments.limit_val_batches,
         progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
+        teacher=Teacher(arguments.teacher, arguments.teacher_types) if arguments.teacher else None,
     )  # fmt: skip
     data.setup()
     check_validation(arguments, data)
@@ -155,21 +166,23 @@ def make_model(
     """The model, with the settings that the flags give."""
     names = (
         "learning_rate", "core_lr_scale", "weight_decay", "lr_scheduler", "warmup_epochs", "restart_period",
-        "freeze_vision", "freeze_core", "compile", "on_nan", "seed",
+        "freeze_vision", "freeze_core", "compile", "on_nan", "teacher_weight", "seed",
     )  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
+    config = model_config.model_copy(update={"training": TrainingConfig()})  # it has been followed
     return MultiDatasetModel(
-        model_config, data.specs, statistics=data.statistics(), pretrained_checkpoint=pretrained, **settings
+        config, data.specs, statistics=data.statistics(), pretrained_checkpoint=pretrained, **settings
     )
 
 
 def make_record(
-    arguments: argparse.Namespace, name: str, model: MultiDatasetModel, data: MultiDatasetDM, step: StepSize
+    arguments: Arguments, name: str, model: MultiDatasetModel, data: MultiDatasetDM, step: StepSize
 ) -> dict[str, Any]:
     """What `run.json` says of a run."""
     return {
         "name": name, "model_config": arguments.model_config, "seed": arguments.seed,
         "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
+        "sources": arguments.sources(),
         "global_batch_size": step.bins, "step": asdict(step), "environment": describe_environment(),
         "sessions": {prepared.name: prepared.key for prepared in data.sessions}, "wall_s": 0.0,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -177,7 +190,12 @@ def make_record(
 
 
 def make_trainer(
-    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, merit: str, signals: StopSignals | None
+    arguments: argparse.Namespace,
+    launch: Launch,
+    folder: Path,
+    name: str,
+    merit: str,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     """Lightning's loop, with the processes that were launched; the best checkpoint is that of the largest `merit`."""
     return pl.Trainer(
@@ -186,7 +204,7 @@ def make_trainer(
         precision=choose_precision(arguments.precision, launch.accelerator), max_epochs=arguments.max_epochs,
         gradient_clip_val=arguments.gradient_clip_val or None,
         accumulate_grad_batches=arguments.accumulate_grad_batches,
-        callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *([signals] if signals else [])],
+        callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *callbacks],
         logger=make_loggers(arguments, folder, name), log_every_n_steps=min(50, arguments.steps_per_epoch),
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False, default_root_dir=folder,
@@ -211,6 +229,8 @@ def make_callbacks(arguments: argparse.Namespace, folder: Path, monitor: str) ->
         callbacks.append(CurriculumCallback())
     if arguments.time_budget_minutes:
         callbacks.append(TimeBudgetCallback(arguments.time_budget_minutes))
+    if arguments.ema is not None:
+        callbacks.append(WeightAverage(arguments.ema))
     if arguments.early_stopping_patience is not None:
         patience, least = arguments.early_stopping_patience, arguments.early_stopping_min_delta
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, min_delta=least))
@@ -253,10 +273,10 @@ def run_folder(
 
 
 @rank_zero_only
-def write_record(folder: Path, record: dict[str, Any], model: MultiDatasetModel, data: MultiDatasetDM) -> None:
+def write_record(folder: Path, record: dict[str, Any], config: ModelConfig, data: MultiDatasetDM) -> None:
     """Write the resolved configs and the record before training starts."""
     for file, value in (
-        ("model.yaml", model.twin.config.model_dump(mode="json", by_alias=True)),
+        ("model.yaml", config.model_dump(mode="json", by_alias=True)),
         ("datasets.yaml", {config.session: config.model_dump(mode="json", by_alias=True) for config in data.configs}),
     ):
         write_text(folder / file, yaml.safe_dump(value, sort_keys=False))
@@ -265,7 +285,10 @@ def write_record(folder: Path, record: dict[str, Any], model: MultiDatasetModel,
 
 def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict[str, Any]) -> None:
     """Evaluate the best checkpoint on the validation split, write and show the table; without one, only the record."""
-    write_json(folder / "run.json", record | {"epochs": trainer.current_epoch, "steps": trainer.global_step})
+    record |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    for schedule in annealed(trainer):
+        record["annealed"] = schedule.position
+    write_json(folder / "run.json", record)
     if not any(has_part(prepared, "val") for prepared in data.sessions):
         logger.info("%s: trained, checkpoints/last.ckpt is kept; no session has a validation part to evaluate", folder)
         return
