@@ -185,7 +185,7 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
     ("neurotwin/models/norms.py", "tests/neurotwin/models/test_norms.py"): [
         ("values.square().mean(dim=1) + self.eps", "values.square().sum(dim=1) + self.eps"),
         ("variance * count / (count - 1).clamp_min(1)", "variance"),
-        ("z * power * square.rsqrt()", "z * power"),
+        ("y = z * (log_square * ((exponent - 1) / 2)).exp()", "y = z * (log_square * (exponent / 2)).exp()"),
         ("(self.log_sigma * self.log_exponent.exp()).exp()", "self.log_sigma.exp()"),
         ("mean = self.running_square / self.running_count.clamp_min(1e-12)", "mean = self.running_square"),
         ("share = (energy / energy.mean(dim=1, keepdim=True))", "share = (energy / energy.sum(dim=1, keepdim=True))"),

@@ -200,14 +200,14 @@ class DivisiveNorm(Norm):
         return super().forward(x)
 
     def normalise(self, x: Tensor) -> Tensor:
-        z = x / _per_channel(self._scale(), x)
-        square, exponent = z.square() + self.eps, _per_channel(self.log_exponent.exp(), x)
-        power = square.pow(exponent / 2)
-        pool = F.conv2d(power, self.log_pool.exp()[..., None, None])
+        # Powers by logarithms: those of torch.pow take three times as long.
+        z, exponent = x * _per_channel(self._scale().reciprocal(), x), _per_channel(self.log_exponent.exp(), x)
+        log_square = (z.square() + self.eps).log()
+        pool = F.conv2d((log_square * (exponent / 2)).exp(), self.log_pool.exp()[..., None, None])
         if self.window is not None:
             pool = self._average(pool)
         sigma = _per_channel((self.log_sigma * self.log_exponent.exp()).exp(), x)
-        y = z * power * square.rsqrt() / (sigma + pool)
+        y = z * (log_square * ((exponent - 1) / 2)).exp() / (sigma + pool)
         if self.weight is None:
             return y
         return torch.addcmul(_per_channel(self.bias, x), y, _per_channel(self.weight, x))
