@@ -191,7 +191,7 @@ FLAGS = [
     ({"--on_nan": "skip"}, lambda r: r.model.on_nan == "skip"),
 ]  # fmt: skip
 # Flags whose effect needs another machine or another package; tested by themselves below.
-ELSEWHERE = {"--accelerator", "--gpu_ids", "--num_nodes", "--precision", "--project_name", "--resume"}
+ELSEWHERE = {"--accelerator", "--find_lr", "--gpu_ids", "--num_nodes", "--precision", "--project_name", "--resume"}
 
 
 @pytest.fixture(scope="module")
