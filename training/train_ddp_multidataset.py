@@ -49,6 +49,7 @@ from training.checkpoints import SafeCheckpoint, latest_checkpoint
 from training.flags import Arguments, choose_precision, without_effect
 from training.launch import Launch, LaunchError, read_launch
 from training.pl_modules import NonFiniteLossError
+from training.pl_modules.pretrained import open_pretrained
 from training.processes import GradientSumStrategy
 from training.range_test import RangeTest
 from training.recipe import follow_recipe, with_recipe
@@ -63,6 +64,7 @@ from training.runs import (
     run_name,
 )
 from training.seams import announce_rank, epochs_trained, kill_processes
+from training.teacher import Teacher
 from training.utils import keep_freed_memory, known_end, quiet_lightning
 
 __all__ = ["main", "parse_arguments", "train"]
@@ -118,7 +120,7 @@ def train(arguments: Arguments, signals: StopSignals | None = None) -> Path | No
 
 def choose_model(path: str | None, pretrained: Path | None) -> ModelConfig:
     """The model's config: that of the file, else that of the twin to start from."""
-    return load_model_config(path) if path else load_twin(pretrained).config
+    return load_model_config(path) if path else open_pretrained(pretrained).config
 
 
 def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> MultiDatasetDM:
@@ -138,6 +140,7 @@ def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> Multi
         curriculum_steps=arguments.warmup_epochs * arguments.steps_per_epoch if arguments.enable_curriculum else 0,
         dtype=arguments.dset_dtype, threads=arguments.num_workers, limit_val=arguments.limit_val_batches,
         progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
+        teacher=Teacher(arguments.teacher, arguments.teacher_types) if arguments.teacher else None,
     )  # fmt: skip
     data.setup()
     check_validation(arguments, data)
@@ -168,7 +171,7 @@ def make_model(
     """The model, with the settings that the flags give."""
     names = (
         "learning_rate", "core_lr_scale", "weight_decay", "lr_scheduler", "warmup_epochs", "restart_period",
-        "freeze_vision", "freeze_core", "compile", "on_nan", "seed",
+        "freeze_vision", "freeze_core", "compile", "on_nan", "teacher_weight", "seed",
     )  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     config = model_config.model_copy(update={"training": TrainingConfig()})  # it has been followed
