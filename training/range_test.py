@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from .teacher import loss_of
+
 __all__ = ["RangeTest"]
 
 
@@ -58,7 +60,8 @@ class RangeTest(Callback):
     def proposal(self) -> float | None:
         """A fifth of the largest rate at which the gain was still at least half of the largest; None without a gain.
 
-        The rule gave the rates that had been found by hand for three of the shipped models, to a factor of 1.2.
+        For shipped models whose rates had been found by hand it proposed 0.9 to 5 times these
+        (``docs/training_guide.md``).
         """
         curve = np.nan_to_num(self.curve(), nan=-np.inf)
         largest = curve.max(initial=0.0)
@@ -98,8 +101,8 @@ class RangeTest(Callback):
         """Note the gain, over all processes and batches of the step."""
         before = outputs["loss"].new_zeros(())
         for sample, rates in zip(batch.samples, self._start([s.clip for s in batch.samples]), strict=True):
-            target, likelihood = sample.target, self._start.per_session[sample.session].likelihood
-            before += likelihood.nll(rates, target.responses, target.mask, target.exposure)
+            likelihood = self._start.per_session[sample.session].likelihood
+            before += loss_of(likelihood, rates, sample.target, pl_module.teacher_weight)
         gain = before / batch.count + self._penalty - outputs["loss"].detach()
         self._gain += trainer.strategy.reduce(gain, reduce_op="sum").item()
         if trainer.global_step == len(self.gains):
