@@ -120,6 +120,19 @@ def test_rates_that_anneal_end_with_the_budget(fit, tiny, step, accumulate):
     assert 0.3 * 0.05 < half < 0.7 * 0.05  # on the way too it follows the time that is left
 
 
+def test_the_steps_to_come_are_estimated_with_the_validations_between_them(fit, tiny):
+    planned = {}
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *_) -> None:
+            planned[trainer.global_step] = annealed(trainer)[0].planned
+
+    clock, model = tiny.Clock(1.0, 60.0), tiny.Model("anneal", epochs=50, steps=100)
+    trainer = fit(clock, TimeBudgetCallback(20, clock), Watch(), model=model, epochs=50, steps=100)
+    assert planned[50] > 1.3 * trainer.global_step  # no validation was timed yet
+    assert all(planned[step] == pytest.approx(trainer.global_step, rel=0.1) for step in (101, 250, 400, 550))
+
+
 def test_a_budget_that_is_not_used_up_leaves_the_schedule_alone(fit, tiny):
     runs = []
     for callbacks in ([], [TimeBudgetCallback(1000)]):
