@@ -1,5 +1,7 @@
 """Augmentations against their definitions, and that they follow from seed, step and clip alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,13 @@ def test_a_shift_moves_all_frames_alike_and_repeats_the_edge(sample):
         (moved,) = [by for by, window in windows.items() if np.array_equal(window, new)]
         found.add(moved)
     assert len(found) > 2
+
+
+def test_a_positive_shift_is_down_and_to_the_right():
+    movie = torch.zeros(1, 1, 9, 9)
+    movie[0, 0, 4, 4] = 1
+    drawn = SimpleNamespace(integers=lambda low, high, size: np.array([1, -2]))
+    assert Shift(pixels=2).apply(movie, drawn)[0, 0].nonzero().tolist() == [[5, 2]]
 
 
 def test_a_shift_reaches_every_offset_and_no_other():
