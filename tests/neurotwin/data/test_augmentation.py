@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neurotwin.clip import Clip, Sample, Target
-from neurotwin.config import ConfigError, ModelConfig, TrainingConfig, register
+from neurotwin.config import ConfigError, ModelConfig, TrainingConfig, register, registered, registry
 from neurotwin.data.augmentation import Augmentation, Contrast, Luminance, Shift, augment
 
 
@@ -138,7 +138,9 @@ def test_what_cannot_be_is_refused(tmp_path, text, message):
         load_model_config(path)
 
 
-def test_one_of_your_own_is_one_class(sample):
+def test_one_of_your_own_is_one_class(sample, monkeypatch):
+    monkeypatch.setitem(registry._DEFINITIONS, "augmentation", dict(registered("augmentation")))
+
     @register("augmentation", "negative_of_test_augmentation")
     class Negative(Augmentation):
         """The negative."""
