@@ -214,6 +214,7 @@ FLAGS = (
     ),
     _recipe("batch_size", _OPTIMISATION, 64, {"type": number_type(int, 1, most=10**8)}),
     _recipe("learning_rate", _OPTIMISATION, 1e-4, {"type": _positive}),
+    Flag("find_lr", _OPTIMISATION, "print a learning rate to start from, and train nothing", False, _ON),
     _recipe(
         "core_lr_scale", _OPTIMISATION, 1.0, {"type": _size},
         lambda a, _: not a.freeze_core, "a core that is trained, so no --freeze_core",

@@ -185,6 +185,7 @@ _FREE = {
     "accelerator", "num_gpus", "gpu_ids", "num_nodes", "precision", "compile", "project_name", "experiment_name",
     "checkpoint_dir", "ckpt_path", "resume", "logger", "enable_logging", "fast_log_interval", "slow_log_interval",
     "log_dataset_idx", "on_nan", "model_config", "dataset_configs_path", "data_dir", "max_datasets", "batch_size",
+    "find_lr",
 }  # fmt: skip
 
 

@@ -51,6 +51,7 @@ from training.launch import Launch, LaunchError, read_launch
 from training.pl_modules import NonFiniteLossError
 from training.pl_modules.pretrained import open_pretrained
 from training.processes import GradientSumStrategy
+from training.range_test import RangeTest
 from training.recipe import follow_recipe, with_recipe
 from training.runs import (
     StepSize,
@@ -76,8 +77,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     return flags.parse_arguments(argv, description=__doc__)
 
 
-def train(arguments: Arguments, signals: StopSignals | None = None) -> Path:
-    """Train as the flags say, and return the run's folder."""
+def train(arguments: Arguments, signals: StopSignals | None = None) -> Path | None:
+    """Train as the flags say, and return the run's folder; with ``--find_lr`` only print a rate."""
     launch = read_launch(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids, arguments.num_nodes)
     announce_rank(launch.rank)
     if launch.rank:
@@ -88,8 +89,12 @@ def train(arguments: Arguments, signals: StopSignals | None = None) -> Path:
         arguments = follow_recipe(arguments, model_config.training, arguments.model_config)
         for line in without_effect(arguments, launch.accelerator):
             logger.warning(line)
+        if arguments.find_lr:
+            arguments = for_range_test(arguments)
         data = make_data(arguments, model_config)
         model = make_model(arguments, model_config, pretrained, data)
+    if arguments.find_lr:
+        return find_rate(arguments, launch, model, data)
     step = StepSize.of(arguments.batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)
     name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
     record = make_record(arguments, name, model, data, step)
@@ -189,26 +194,52 @@ def make_record(
     }  # fmt: skip
 
 
+def trainer_settings(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
+    """What Lightning's loop is told of processes, precision and steps."""
+    return {
+        "accelerator": launch.accelerator, "devices": launch.devices, "num_nodes": launch.num_nodes,
+        "plugins": [launch.environment], "strategy": GradientSumStrategy() if launch.n_processes > 1 else "auto",
+        "precision": choose_precision(arguments.precision, launch.accelerator), "max_epochs": arguments.max_epochs,
+        "gradient_clip_val": arguments.gradient_clip_val or None, "num_sanity_val_steps": 0,
+        "accumulate_grad_batches": arguments.accumulate_grad_batches, "use_distributed_sampler": False,
+        "enable_model_summary": False,
+    }  # fmt: skip
+
+
 def make_trainer(
-    arguments: argparse.Namespace,
-    launch: Launch,
-    folder: Path,
-    name: str,
-    merit: str,
+    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, merit: str,
     callbacks: Sequence[pl.Callback] = (),
-) -> pl.Trainer:
+) -> pl.Trainer:  # fmt: skip
     """Lightning's loop, with the processes that were launched; the best checkpoint is that of the largest `merit`."""
     return pl.Trainer(
-        accelerator=launch.accelerator, devices=launch.devices, num_nodes=launch.num_nodes,
-        plugins=[launch.environment], strategy=GradientSumStrategy() if launch.n_processes > 1 else "auto",
-        precision=choose_precision(arguments.precision, launch.accelerator), max_epochs=arguments.max_epochs,
-        gradient_clip_val=arguments.gradient_clip_val or None,
-        accumulate_grad_batches=arguments.accumulate_grad_batches,
+        **trainer_settings(arguments, launch), log_every_n_steps=min(50, arguments.steps_per_epoch),
         callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *callbacks],
-        logger=make_loggers(arguments, folder, name), log_every_n_steps=min(50, arguments.steps_per_epoch),
-        num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False, default_root_dir=folder,
+        logger=make_loggers(arguments, folder, name), enable_progress_bar=sys.stderr.isatty(),
+        default_root_dir=folder,
     )  # fmt: skip
+
+
+def for_range_test(arguments: Arguments) -> Arguments:
+    """The flags for one epoch of as many steps as the range test has, at rates that it sets itself."""
+    steps = RangeTest().steps * arguments.accumulate_grad_batches
+    changed = {"max_epochs": 1, "steps_per_epoch": steps, "lr_scheduler": "none", "enable_curriculum": False}
+    changed |= {"early_stopping_patience": None}
+    return Arguments(arguments.given, arguments.recipe, **vars(arguments) | changed)
+
+
+def find_rate(arguments: Arguments, launch: Launch, model: MultiDatasetModel, data: MultiDatasetDM) -> None:
+    """Train while the rate rises, and print the curve and a rate. Nothing is written."""
+    test = RangeTest()
+    trainer = pl.Trainer(
+        **trainer_settings(arguments, launch), callbacks=[test], logger=False, enable_checkpointing=False,
+        limit_val_batches=0, enable_progress_bar=False,
+    )  # fmt: skip
+    try:
+        trainer.fit(model, data)
+    except NonFiniteLossError as error:
+        logger.info("the range test ends: %s", error)
+    if trainer.is_global_zero:
+        print(test.text())
 
 
 def make_callbacks(arguments: argparse.Namespace, folder: Path, monitor: str) -> list[pl.Callback]:

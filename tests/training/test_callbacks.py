@@ -1,5 +1,6 @@
 """Lines of life, the time budget by a clock of its own, the curriculum's watch, figures."""
 
+import itertools
 import logging
 import re
 from dataclasses import replace
@@ -17,7 +18,14 @@ from neurotwin.config import DatasetConfig, ModelConfig
 from neurotwin.data.prepare import Prepared
 from neurotwin.data.spec import SessionSpec
 from neurotwin.models.twin import TwinModel
-from training.callbacks import CurriculumCallback, EpochHeartbeat, Heartbeat, ModelLogging, TimeBudgetCallback
+from training.callbacks import (
+    CurriculumCallback,
+    EpochHeartbeat,
+    Heartbeat,
+    ModelLogging,
+    TimeBudgetCallback,
+    annealed,
+)
 from training.samplers import ClipSampler, ContrastWeightedSampler
 
 # --- signs of life --------------------------------------------------------------------------------------------------
@@ -94,6 +102,56 @@ def test_no_second_validation_after_one_that_used_up_the_time(within_budget):
 def test_time_left_to_train_on_is_not_given_up(within_budget):
     trainer, _ = within_budget(minutes=1000, steps=4, step=1.0, validation=1.0)
     assert trainer.current_epoch == 50
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_rates_that_anneal_end_with_the_budget(fit, tiny, step, accumulate):
+    clock, model = tiny.Clock(step, 20.0), tiny.Model("anneal", epochs=50, steps=100 // accumulate)
+    model.plan["warmup_epochs"] = 0
+    budget = TimeBudgetCallback(10, clock)
+    trainer = fit(clock, budget, model=model, epochs=50, steps=100, accumulate_grad_batches=accumulate)
+    (schedule,) = annealed(trainer)
+    rates = model.rates[::accumulate]
+    assert clock.now <= 600 and trainer.global_step < 0.3 * schedule.most
+    assert schedule.position > 0.97 and rates[-1] < 0.01 * 0.05
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+    half = rates[len(rates) // 2]
+    assert 0.3 * 0.05 < half < 0.7 * 0.05  # on the way too it follows the time that is left
+
+
+def test_the_steps_to_come_are_estimated_with_the_validations_between_them(fit, tiny):
+    planned = {}
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *_) -> None:
+            planned[trainer.global_step] = annealed(trainer)[0].planned
+
+    clock, model = tiny.Clock(1.0, 60.0), tiny.Model("anneal", epochs=50, steps=100)
+    trainer = fit(clock, TimeBudgetCallback(20, clock), Watch(), model=model, epochs=50, steps=100)
+    assert planned[50] > 1.3 * trainer.global_step  # no validation was timed yet
+    assert all(planned[step] == pytest.approx(trainer.global_step, rel=0.1) for step in (101, 250, 400, 550))
+
+
+def test_a_budget_that_is_not_used_up_leaves_the_schedule_alone(fit, tiny):
+    runs = []
+    for callbacks in ([], [TimeBudgetCallback(1000)]):
+        model = tiny.Model("anneal", epochs=3, steps=4)
+        fit(*callbacks, model=model)
+        runs.append(model.rates)
+    assert runs[0] == runs[1]
+
+
+def test_process_0_plans_for_all(fit, tiny, monkeypatch):
+    planned = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *_) -> None:
+            planned.append(annealed(trainer)[0].planned)
+
+    monkeypatch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.broadcast", lambda self, value, src=0: 2.0)
+    fit(TimeBudgetCallback(1000), Watch(), model=tiny.Model("anneal", epochs=1, steps=6), epochs=1, steps=6)
+    assert planned == [3, 4, 5, 6, 6, 6]  # told that two more steps fit after each, of six in all
 
 
 def test_process_0_decides(fit, monkeypatch):

@@ -194,14 +194,9 @@ FLAGS = [
 ]  # fmt: skip
 # Flags whose effect needs another machine or another package; tested by themselves below.
 ELSEWHERE = {
+    "--accelerator", "--find_lr", "--gpu_ids", "--num_nodes", "--precision", "--project_name", "--resume",
     "--teacher_types",
-    "--accelerator",
-    "--gpu_ids",
-    "--num_nodes",
-    "--precision",
-    "--project_name",
-    "--resume",
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

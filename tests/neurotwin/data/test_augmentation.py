@@ -1,11 +1,13 @@
 """Augmentations against their definitions, and that they follow from seed, step and clip alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from neurotwin.clip import Clip, Sample, Target
-from neurotwin.config import ConfigError, ModelConfig, TrainingConfig, register
+from neurotwin.config import ConfigError, ModelConfig, TrainingConfig, register, registered, registry
 from neurotwin.data.augmentation import Augmentation, Contrast, Luminance, Shift, augment
 
 
@@ -52,6 +54,13 @@ def test_a_shift_moves_all_frames_alike_and_repeats_the_edge(sample):
         (moved,) = [by for by, window in windows.items() if np.array_equal(window, new)]
         found.add(moved)
     assert len(found) > 2
+
+
+def test_a_positive_shift_is_down_and_to_the_right():
+    movie = torch.zeros(1, 1, 9, 9)
+    movie[0, 0, 4, 4] = 1
+    drawn = SimpleNamespace(integers=lambda low, high, size: np.array([1, -2]))
+    assert Shift(pixels=2).apply(movie, drawn)[0, 0].nonzero().tolist() == [[5, 2]]
 
 
 def test_a_shift_reaches_every_offset_and_no_other():
@@ -129,7 +138,9 @@ def test_what_cannot_be_is_refused(tmp_path, text, message):
         load_model_config(path)
 
 
-def test_one_of_your_own_is_one_class(sample):
+def test_one_of_your_own_is_one_class(sample, monkeypatch):
+    monkeypatch.setitem(registry._DEFINITIONS, "augmentation", dict(registered("augmentation")))
+
     @register("augmentation", "negative_of_test_augmentation")
     class Negative(Augmentation):
         """The negative."""
