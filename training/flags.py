@@ -26,6 +26,7 @@ __all__ = [
     "Arguments",
     "Flag",
     "OneLineParser",
+    "add_flags",
     "choose_devices",
     "choose_precision",
     "number_type",
@@ -291,6 +292,16 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
     parser = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    add_flags(parser)
+    given = vars(parser.parse_args(argv))
+    arguments = Arguments(frozenset(given), **{flag.name: given.get(flag.name, flag.default) for flag in FLAGS})
+    if fault := _fault(arguments):
+        parser.error(fault)
+    return arguments
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare every flag of :data:`FLAGS`, in its group; one that is not given does not appear in the namespace."""
     groups: dict[str, Any] = {}
     for flag in FLAGS:
         group = groups.setdefault(flag.group, None) or parser.add_argument_group(flag.group)
@@ -298,11 +309,6 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
         shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
         text = flag.help if flag.default in (None, False) else f"{flag.help} (default: {shown})"
         group.add_argument(f"--{flag.name}", help=text.replace("%", "%%"), default=argparse.SUPPRESS, **flag.options)
-    given = vars(parser.parse_args(argv))
-    arguments = Arguments(frozenset(given), **{flag.name: given.get(flag.name, flag.default) for flag in FLAGS})
-    if fault := _fault(arguments):
-        parser.error(fault)
-    return arguments
 
 
 def _fault(a: argparse.Namespace) -> str | None:

@@ -7,6 +7,8 @@ record (`run.json`), `metrics.csv`, `checkpoints/` and, at the end, the table of
 holds a run is never written to again, except to resume it; a new run goes to a numbered folder beside it.
 """
 
+__package__ = __package__ or "training"  # PEP 366: as a script it is in no package, and its imports are relative
+
 import argparse
 import logging
 import sys
@@ -31,8 +33,9 @@ from neurotwin.data.clips import has_part
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.files import write_json, write_text
 from neurotwin.models import check_run, load_twin
-from training import MultiDatasetDM, MultiDatasetModel, flags
-from training.callbacks import (
+
+from . import MultiDatasetDM, MultiDatasetModel, flags
+from .callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
     Heartbeat,
@@ -42,12 +45,12 @@ from training.callbacks import (
     StopSignals,
     TimeBudgetCallback,
 )
-from training.checkpoints import SafeCheckpoint, latest_checkpoint
-from training.flags import Arguments, choose_precision, without_effect
-from training.launch import Launch, LaunchError, read_launch
-from training.pl_modules import NonFiniteLossError
-from training.processes import GradientSumStrategy
-from training.runs import (
+from .checkpoints import SafeCheckpoint, latest_checkpoint
+from .flags import Arguments, choose_precision, without_effect
+from .launch import Launch, LaunchError, read_launch
+from .pl_modules import NonFiniteLossError
+from .processes import GradientSumStrategy
+from .runs import (
     StepSize,
     check_same_run,
     describe_environment,
@@ -57,8 +60,8 @@ from training.runs import (
     read_record,
     run_name,
 )
-from training.seams import announce_rank, epochs_trained, kill_processes
-from training.utils import keep_freed_memory, known_end, quiet_lightning
+from .seams import announce_rank, epochs_trained, kill_processes
+from .utils import keep_freed_memory, known_end, quiet_lightning
 
 __all__ = ["main", "parse_arguments", "train"]
 
