@@ -168,6 +168,11 @@ FLAGS = (
     Flag("model_config", _DATA, "YAML of the model; default: the config of --pretrained_checkpoint"),
     Flag("dataset_configs_path", _DATA, "parent YAML, or folder of session YAMLs", options={"required": True}),
     Flag("data_dir", _DATA, "folder of session data; overrides the YAML and NEUROTWIN_DATA"),
+    Flag(
+        "set", _DATA,
+        "other values of keys of the model or dataset file, such as convnet.params.channels=[32,64]; model.KEY or "
+        "dataset.KEY where both files have the key", None, {"nargs": "+", "action": "extend", "metavar": "KEY=VALUE"},
+    ),
     Flag("max_datasets", _DATA, "use at most the first N sessions", 30, {"type": _count}),
     Flag("dset_dtype", _DATA, "stimulus in storage", "uint8", {"choices": _CHOICE["dset_dtype"]}),
     Flag("clip_len", _DATA, "bins of a clip; 1 makes windows", 32, {"type": _count}),

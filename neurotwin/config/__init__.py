@@ -21,6 +21,7 @@ from .base import (
     recording_reads,
     unread_keys,
 )
+from .changes import Change, changed, parse_changes
 from .dataset import DatasetConfig, Lags, TransformConfig
 from .files import ParentConfig, json_schemas, load_dataset_configs, load_model_config
 from .model import BaselineConfig, ModelConfig, RegularizerConfig, ScheduleConfig
@@ -33,6 +34,7 @@ __all__ = [
     "LARGEST",
     "MODEL",
     "BaselineConfig",
+    "Change",
     "ConfigError",
     "DatasetConfig",
     "FlatPart",
@@ -55,6 +57,7 @@ __all__ = [
     "Size",
     "Strict",
     "TransformConfig",
+    "changed",
     "define",
     "json_schemas",
     "load_dataset_configs",
@@ -64,6 +67,7 @@ __all__ = [
     "notice",
     "noticing",
     "params_of",
+    "parse_changes",
     "recording_reads",
     "register",
     "registered",
