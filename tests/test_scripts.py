@@ -1,11 +1,9 @@
-"""The shell scripts, run for real with stand-ins for Python and the trainer that record what they are asked."""
+"""The shell scripts, run for real with a stand-in for Python that records what it is asked."""
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,6 @@ case "$*" in
 "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
 *fcntl*) exec '{sys.executable}' "$@" ;;
 *" install "*) sleep 0.1 && [ ! -e broken ] ;;
-training/*)
-    while [ "$1" != --experiment_name ]; do shift; done
-    mkdir -p "$4/$2" && touch "$4/$2/run.json"
-    if [ "$2" = slow ]; then exec sleep 30; fi
-    [ "$2" != bad ]
-    ;;
 esac
 """
 
@@ -122,94 +114,12 @@ def test_sourced_setup_leaves_only_the_path(project: Path) -> None:
     assert done.stdout.splitlines() == [str(project / ".venv/bin/python")]
 
 
-@pytest.fixture
-def experiments(project: Path) -> Path:
-    """A project that is set up, with three model configs of which the trainer fails on one."""
+def test_run_all_sets_up_and_calls_the_command(project: Path) -> None:
     set_up(project)
-    for name in ("model_configs/a.yaml", "model_configs/bad.yaml", "model_configs/c.yaml", "model_configs/big/d.yaml"):
-        path = project / "experiments" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (project / "sessions.yaml").touch()
-    report = project / ".venv/bin/neurotwin"
-    report.write_text('#!/bin/bash\necho "$@"\n')
-    report.chmod(0o755)
-    (project / "log").unlink()
-    return project
-
-
-def run_all(project: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    variables = {"DATASETS": "sessions.yaml", "OUTPUT": "runs/x"} | variables
-    return bash(project, "a project/experiments/run_all_models_backimage.sh", *arguments, **variables)
-
-
-def trained(project: Path) -> list[str]:
-    log = (project / "log").read_text().splitlines()
-    return [line.split("--experiment_name ")[1].split()[0] for line in log if line.startswith("training/")]
-
-
-def test_run_all_goes_on_after_a_failure_and_says_so(experiments: Path) -> None:
-    done = run_all(experiments)
-    assert trained(experiments) == ["a", "bad", "c"]
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "report runs/x/a runs/x/bad runs/x/c"
-    assert done.stderr.splitlines()[-1] == "Failed: bad"
-
-
-def test_run_all_takes_settings_from_everywhere(experiments: Path) -> None:
-    options = ("--models", "c", "--batch_size", "7", "--", "--seed", "3")
-    done = run_all(experiments, *options, BATCH_SIZE="5", MAX_EPOCHS="2", EXTRA_FLAGS="--compile --balance subject")
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in (experiments / "log").read_text().splitlines() if line.startswith("training/")]
-    assert "--model_config experiments/model_configs/c.yaml --dataset_configs_path sessions.yaml" in line
-    assert "--batch_size 7" in line
-    assert "--max_epochs 2" in line
-    assert line.endswith("--compile --balance subject --seed 3")
-
-
-def test_run_all_selects_a_family(experiments: Path) -> None:
-    assert run_all(experiments, "--family", "big").returncode == 0
-    assert trained(experiments) == ["d"]
-
-
-@pytest.mark.parametrize("options", [("--modles", "a"), ("--models", "zzz"), ("--datasets", "zzz"), ("--models",)])
-def test_run_all_refuses_what_it_cannot_do_before_it_trains(experiments: Path, options: tuple[str, ...]) -> None:
-    done = run_all(experiments, *options)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert not (experiments / "log").exists()
-
-
-def test_run_all_never_reports_an_older_run_as_its_own(experiments: Path) -> None:
-    assert run_all(experiments, "--models", "a").returncode == 0
-    done = run_all(experiments, "--models", "a c")
-    assert done.returncode == 1
-    assert trained(experiments) == ["a", "c"]
-    assert done.stdout.splitlines()[-1] == "report runs/x/c"
-    assert run_all(experiments, "--models", "a", "--", "--resume", "auto").returncode == 0
-
-
-def test_interrupt_stops_the_whole(experiments: Path) -> None:
-    command = ["bash", "experiments/run_all_models_backimage.sh", "--models", "slow c", "--datasets", "sessions.yaml"]
-    (experiments / "experiments/model_configs/slow.yaml").touch()
-    process = subprocess.Popen(
-        command,
-        cwd=experiments,
-        env=environment(experiments),
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the suite is in the background
-    )
-    while not list(experiments.glob("runs/*/slow/run.json")):
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() == 130
-    assert trained(experiments) == ["slow"]
-
-
-def test_help_lists_every_setting() -> None:
-    script = (ROOT / "experiments/run_all_models_backimage.sh").read_text()
-    settings = [line.split("=")[0] for line in script.splitlines() if line.split("=")[0].isupper() and ":-" in line]
-    done = subprocess.run(["bash", ROOT / "experiments/run_all_models_backimage.sh", "--help"], stdout=-1, text=True)
-    assert len(settings) > 5
-    assert [name for name in settings if f"--{name.lower()} " not in done.stdout] == []
+    command = project / ".venv/bin/neurotwin"
+    command.write_text('#!/bin/bash\nprintf "%s|" "$PWD" "$MAX_EPOCHS" "$@"\nexit 3\n')
+    command.chmod(0o755)
+    options = ("--models", "a b", "--", "--seed", "3")
+    done = bash(project, "a project/experiments/run_all_models_backimage.sh", *options, MAX_EPOCHS="2")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == f"{project}|2|run-all|--models|a b|--|--seed|3|"

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from neurotwin.analysis.report import merit_title
 from neurotwin.data.progress import clock_text, lines_above
 
 __all__ = ["ProgressLine"]
@@ -41,7 +42,7 @@ class ProgressLine(Callback):
         console = self.console or Console(stderr=True)
         if not (trainer.is_global_zero and console.is_terminal):
             return
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=8), TextColumn("{task.fields[rest]}")
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=6), TextColumn("{task.fields[rest]}")
         self._bar = Progress(*columns, console=console, transient=True)
         self._began, self._first = time.monotonic(), self._done(trainer, 0)
         total = trainer.max_epochs * trainer.num_training_batches
@@ -58,7 +59,7 @@ class ProgressLine(Callback):
         self._read = now
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if loss is not None:
-            self._loss = f"loss {loss.item() * trainer.accumulate_grad_batches:.4f}  "
+            self._loss = f"loss {loss.item() * trainer.accumulate_grad_batches:.4f} "
         self._show(trainer, batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -87,7 +88,7 @@ class ProgressLine(Callback):
         done, total = self._done(trainer, step), trainer.max_epochs * trainer.num_training_batches
         pace = (time.monotonic() - self._began) / max(done - self._first, 1)
         value = trainer.callback_metrics.get(self.merit)
-        merit = "" if value is None else f"{self.merit} {value.item():.3f}  "
+        merit = "" if value is None else f"{merit_title(self.merit.removeprefix('val_'))} {value.item():.3f} "
         place = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {step}/{trainer.num_training_batches}"
-        rest = f"{clock_text(pace * (total - done))} left  {self._loss}{merit}{trainer.strategy.root_device}"
+        rest = f"{clock_text(pace * (total - done))} left {self._loss}{merit}{trainer.strategy.root_device}"
         self._bar.update(self._row, completed=done, description=place, rest=rest)

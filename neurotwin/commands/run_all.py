@@ -19,7 +19,7 @@ from ..analysis.report import load_run, report_rows, text_table
 from ..data.progress import clock_text
 from ..errors import UserError
 
-__all__ = ["RunAllError", "add_arguments", "find_models", "run", "train_all"]
+__all__ = ["RunAllError", "Trained", "add_arguments", "find_models", "run", "train_all"]
 
 # Name of each setting with its default and help. The defaults are sized so that a fresh clone gets from nothing to the
 # table in ten minutes on two cores.
@@ -40,6 +40,7 @@ _SETTINGS = {
 _FIXED = (
     "--core_lr_scale", "0.5", "--lr_scheduler", "cosine_warmup", "--warmup_epochs", "1", "--limit_val_batches", "0.25",
 )  # fmt: skip
+TRAINER = (sys.executable, "-m", "neurotwin", "train")
 _ENDED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}  # exit codes
 _EPILOG = """
 Rates follow a cosine after an epoch of warm-up; epochs are validated on a quarter of the trials, the table is of all of
@@ -109,7 +110,7 @@ def find_models(names: Sequence[str], folder: Path) -> list[Path]:
 
 def train_all(
     models: Sequence[Path], datasets: str, output: str | Path, flags: Sequence[str], extra: Sequence[str] = (), *,
-    trainer: Sequence[str] = (sys.executable, "-m", "neurotwin", "train"),
+    trainer: Sequence[str] | None = None,
 ) -> Trained:  # fmt: skip
     """Train models one after another, each in a process of its own.
 
@@ -124,7 +125,7 @@ def train_all(
     flags, extra
         Of the trainer. Those that a config has in its line ``# flags:`` come between them; the last one wins.
     trainer
-        The words that start the trainer.
+        The words that start the trainer; default ``neurotwin train``.
 
     Returns
     -------
@@ -146,7 +147,7 @@ def train_all(
         else:
             place = ("--model_config", str(model), "--dataset_configs_path", datasets)
             place = (*place, "--experiment_name", name, "--checkpoint_dir", str(output))
-            code = _wait([*trainer, *place, *flags, *_own_flags(model), *extra])
+            code = _wait([*(trainer or TRAINER), *place, *flags, *_own_flags(model), *extra])
             if (folder / "run.json").exists():  # one that failed on the way has its row as well
                 done.runs.append(folder)
         if code in _ENDED:
