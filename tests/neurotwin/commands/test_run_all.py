@@ -138,7 +138,6 @@ def test_a_signal_stops_the_whole_after_the_model_has_saved(lab):
 
 def test_a_model_that_a_signal_killed_has_the_exit_code_of_a_shell(lab):
     (lab / "trainer.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    done = train_all(
-        [Path("experiments/model_configs/a.yaml")], "d", "runs/x", [], trainer=[sys.executable, "trainer.py"]
-    )
+    models = [Path("experiments/model_configs/a.yaml")]
+    done = train_all(models, "d", "runs/x", [], trainer=[sys.executable, "trainer.py"])
     assert (done.failed, done.stopped) == (["a"], 0)
