@@ -121,12 +121,15 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
          "runs[: max(1, kept)]"),
         ("(bins[:, before:] < stops[:, None])", "(bins[:, before:] <= stops[:, None])"),
         ("np.clip(bins, prepared.run_start[starts][:, None],", "np.clip(bins, 0,"),
-        ("usable = bins - prepared.run_start >= max(", "usable = bins - prepared.run_start > max("),
+        ("keys_lags.reach, least))", "keys_lags.reach + 1, least + 1))"),
         ("carries=offset > 0", "carries=False"),
-        ("counts = -(-(stretches[:, 1] - stretches[:, 0]) // length)",
-         "counts = (stretches[:, 1] - stretches[:, 0]) // length"),
+        ("numbers = -(-(stops - starts) // length)", "numbers = (stops - starts) // length"),
+        ("first = -(-begin // length)", "first = begin // length"),
+        ("np.where(blanks[:, 1] == stops[home], numbers[home], end // length)", "end // length"),
+        ("np.minimum(start[here] + self.length, cut.last[stretch])", "start[here] + self.length"),
+        ('side="right") - 1\n            start[here]', 'side="left") - 1\n            start[here]'),
         ("inside[:, before - n_history :]", "inside[:, before - n_history + 1 :]"),
-        ("/ np.maximum(stops - starts, 1)", "/ length"),
+        ("/ (found.stop - found.start)", "/ self.length"),
         ("[part[0] :: part[1]]", "[0 :: part[1]]"),
     ],
     # --- what is measured -------------------------------------------------------------------------------------------
@@ -216,7 +219,10 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
     ],
     # --- training ---------------------------------------------------------------------------------------------------
     ("training/samplers.py", "tests/training/test_samplers.py"): [
-        ("np.cumsum(scores[self._clips])", "np.cumsum(scores)"),
+        ("np.cumsum(scores[self._clips(np.arange(n_clips))])", "np.cumsum(scores)"),
+        ("outside = values >= size", "outside = values > size"),
+        ("self._bounds[group] + ", ""),
+        ("self._starts[stretch] + places - self._edges[stretch]", "places"),
         ("self.emphasis * max(0.0, 1 - step / self.warmup_steps)", "self.emphasis * (step < self.warmup_steps)"),
         ("positions = np.arange(step * size, (step + 1) * size)",
          "positions = np.arange(step * self.batch_size, step * self.batch_size + size)"),
@@ -248,7 +254,7 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
         ("node * local + local_rank", "node + local_rank"),
     ],
     ("training/pl_modules/multidataset_dm.py", "tests/training/test_multidataset.py"): [
-        ("count=int(self.table.count[rows].sum())", "count=int(self.table.count[own].sum())"),
+        ("count=int(self.table.count(rows).sum())", "count=int(self.table.count(own).sum())"),
     ],
     ("neurotwin/config/dataset.py", "tests/neurotwin/test_config.py"): [
         ("range(int(match[1]), min(int(match[2]), LARGEST) + 1)",

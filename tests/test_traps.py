@@ -99,8 +99,8 @@ def test_trap_02_the_contrast_of_a_clip_is_that_of_the_pixels_it_predicts_on(tmp
     (sample,) = table.samples(np.arange(len(table)), context=0)
     frames = sample.clip.stimulus[:, 0].numpy()
     for row, clip in enumerate(frames):
-        own = clip[: table.stop[row] - table.start[row]]
-        assert table.contrast[row] == pytest.approx(np.mean([frame.std() / 255 for frame in own]), rel=1e-5)
+        own = clip[: table.locate().stop[row] - table.locate().start[row]]
+        assert table.contrast()[row] == pytest.approx(np.mean([frame.std() / 255 for frame in own]), rel=1e-5)
 
 
 def test_trap_06_epochs_go_on_through_the_clips(tmp_path):
@@ -116,7 +116,7 @@ def test_trap_06_epochs_go_on_through_the_clips(tmp_path):
     fit(model_of(data), data, Recorder(), max_epochs=4)
     n_clips = len(data.table)
     assert len(seen) == 4 * 3 * 4 and 12 < n_clips < 48
-    assert sorted(seen[:n_clips]) == sorted(data.table.start.tolist())
+    assert sorted(seen[:n_clips]) == sorted(data.table.locate().start.tolist())
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_trap_32_a_batch_is_gathered_once_a_session(tmp_path, monkeypatch):
         )
     )  # fmt: skip
     table.samples(np.arange(len(table)), context=2)
-    assert gathered == [(p.name, int((table.session == index).sum())) for index, p in enumerate(prepared)]
+    assert gathered == [(p.name, int((table.locate().session == index).sum())) for index, p in enumerate(prepared)]
 
 
 @pytest.mark.parametrize("selected", [False, True])

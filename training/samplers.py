@@ -15,12 +15,67 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-__all__ = ["ClipSampler", "ContrastWeightedSampler"]
+__all__ = ["ClipSampler", "ContrastWeightedSampler", "shuffled"]
 
 log = logging.getLogger(__name__)
 
 # Independent random streams are told apart by the second number of their seed.
 _GROUP_ORDER, _CLIP_ORDER, _EMPHASIS = range(3)
+_LARGEST_ORDER = 1 << 14  # clips of a group whose order is written out
+
+
+def shuffled(entries: np.ndarray, size: int, seed: int | tuple[int, ...]) -> np.ndarray:
+    """Some entries of a random permutation of ``range(size)``, without the others.
+
+    A Feistel network mixes the two halves of an index's bits and is a bijection of them whatever its rounds compute
+    (Luby & Rackoff 1988). An index that leaves the range is mixed again until it lies within (cycle walking: Black &
+    Rogaway 2002), which on average takes less than four turns.
+
+    Parameters
+    ----------
+    entries
+        (N,) places in the permutation, from 0 to `size` - 1.
+    size
+        Length of the permutation.
+    seed
+        Of the permutation.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N,) int64.
+
+    Examples
+    --------
+    >>> sorted(shuffled(np.arange(5), 5, seed=0).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
+    keys = np.random.default_rng(seed).integers(0, 2**64, _ROUNDS, np.uint64)
+    values = np.asarray(entries).astype(np.uint64)
+    outside = np.ones(values.shape, bool)
+    while outside.any():
+        values[outside] = _feistel(values[outside], half, keys)
+        outside = values >= size
+    return values.astype(np.int64)
+
+
+_ROUNDS = 8
+
+
+def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mixed(right + key) & mask)
+    return (left << half) | right
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """A hash of 64 bits: the last steps of splitmix64 (Steele, Lea & Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 class ClipSampler(Sampler[np.ndarray]):
@@ -30,6 +85,8 @@ class ClipSampler(Sampler[np.ndarray]):
     that block. A group's b-th clip is entry b of its own stream of permutations: pass k through a group of n clips is
     a permutation drawn from (seed, group, k), and entry b is number b mod n of pass b // n. So every group is drawn
     equally often, exactly, and within a group no clip is left out. Without `groups` all clips are one group.
+
+    A permutation of many clips is never written out: :func:`shuffled` computes the entries that a step needs.
 
     Parameters
     ----------
@@ -44,7 +101,10 @@ class ClipSampler(Sampler[np.ndarray]):
     rank, world_size
         This process and the number of processes.
     groups
-        (n_clips,) the group (session or subject) of each clip, to draw every group equally often.
+        The group (session or subject) of each clip, to draw every group equally often: (n_clips,), or with `sizes`
+        (S,), one for each stretch of successive clips.
+    sizes
+        (S,) number of clips of each stretch.
 
     Attributes
     ----------
@@ -76,6 +136,7 @@ class ClipSampler(Sampler[np.ndarray]):
         rank: int = 0,
         world_size: int = 1,
         groups: np.ndarray | None = None,
+        sizes: np.ndarray | None = None,
     ) -> None:
         if n_clips < 1:
             raise ValueError("there are no clips to train on; check the split, the filters and clip_len")
@@ -83,14 +144,22 @@ class ClipSampler(Sampler[np.ndarray]):
             raise ValueError(f"batch_size {batch_size} and steps_per_epoch {steps_per_epoch} must be positive")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not one of {world_size} processes")
-        if groups is not None and np.shape(groups) != (n_clips,):
-            raise ValueError(f"groups has shape {np.shape(groups)}; one group for each of the {n_clips} clips")
         self.n_clips, self.batch_size, self.steps_per_epoch = n_clips, batch_size, steps_per_epoch
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.step = 0
-        codes = np.zeros(n_clips, np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
-        self._clips = np.argsort(codes, kind="stable")  # clips of group 0, then of group 1, ...
-        self._bounds = np.concatenate([[0], np.cumsum(np.bincount(codes))])  # group g: [bounds[g], bounds[g + 1])
+        groups = np.zeros(1) if groups is None else np.asarray(groups)
+        sizes = (np.ones(len(groups), np.int64) if len(groups) == n_clips else [n_clips]) if sizes is None else sizes
+        sizes = np.asarray(sizes, np.int64)
+        if groups.shape != sizes.shape or sizes.sum() != n_clips or (sizes < 0).any():
+            raise ValueError(
+                f"groups has shape {groups.shape}; one group for each of the {n_clips} clips, or for each of `sizes`"
+            )
+        codes = np.unique(groups, return_inverse=True)[1]
+        order = np.argsort(codes, kind="stable")  # stretches of group 0, then of group 1, ...
+        self._starts = (np.cumsum(sizes) - sizes)[order]
+        self._edges = np.concatenate([[0], np.cumsum(sizes[order])])  # clips before each of them
+        totals = np.bincount(codes, weights=sizes).astype(np.int64)
+        self._bounds = np.concatenate([[0], np.cumsum(totals[totals > 0])])  # group g: [bounds[g], bounds[g + 1])
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -130,18 +199,27 @@ class ClipSampler(Sampler[np.ndarray]):
             groups = np.stack(orders)[blocks - blocks[0], positions % n_groups]
         clips = np.empty(size, np.int64)
         for group in np.unique(groups):
-            members = self._clips[self._bounds[group] : self._bounds[group + 1]]
-            passes, entries = np.divmod(blocks, len(members))
+            size = int(self._bounds[group + 1] - self._bounds[group])
+            passes, entries = np.divmod(blocks, size)
             for number in np.unique(passes[groups == group]):
                 here = (groups == group) & (passes == number)
-                clips[here] = members[self._order(int(group), int(number), len(members))[entries[here]]]
+                clips[here] = self._clips(
+                    self._bounds[group] + self._entries(int(group), int(number), size, entries[here])
+                )
         return groups, clips
 
-    def _order(self, group: int, number: int, length: int) -> np.ndarray:
-        """Pass `number` through a group; the last one used is kept, for it serves many steps."""
+    def _clips(self, places: np.ndarray) -> np.ndarray:
+        """Clips at some places of the list of all clips that is sorted by group."""
+        stretch = np.searchsorted(self._edges, places, side="right") - 1
+        return self._starts[stretch] + places - self._edges[stretch]
+
+    def _entries(self, group: int, number: int, size: int, entries: np.ndarray) -> np.ndarray:
+        """Some entries of pass `number` through a group. An order that is written out is kept: it serves many steps."""
+        if size > _LARGEST_ORDER:
+            return shuffled(entries, size, (self.seed, _CLIP_ORDER, group, number))
         if self._orders.get(group, (None,))[0] != number:
-            self._orders[group] = number, self._permutation(length, _CLIP_ORDER, group, number)
-        return self._orders[group][1]
+            self._orders[group] = number, self._permutation(size, _CLIP_ORDER, group, number).astype(np.uint16)
+        return self._orders[group][1][entries].astype(np.int64)
 
     def _permutation(self, length: int, stream: int, group: int, number: int) -> np.ndarray:
         return np.random.default_rng((self.seed, stream, group, int(number))).permutation(length)
@@ -198,7 +276,7 @@ class ContrastWeightedSampler(ClipSampler):
         if warmup_steps < 1 or not 0 <= emphasis < 1:
             raise ValueError(f"warmup_steps {warmup_steps} must be positive and emphasis {emphasis} in [0, 1)")
         self.warmup_steps, self.emphasis = warmup_steps, emphasis
-        self._cumulative = np.concatenate([[0.0], np.cumsum(scores[self._clips])])
+        self._cumulative = np.concatenate([[0.0], np.cumsum(scores[self._clips(np.arange(n_clips))])])
         blank = np.flatnonzero(np.diff(self._cumulative[self._bounds]) == 0)
         if len(blank):
             log.warning("no clip of group %s has contrast: it is sampled uniformly", ", ".join(map(str, blank)))
@@ -215,5 +293,5 @@ class ContrastWeightedSampler(ClipSampler):
         emphasised = (rng.random(len(clips)) < self.emphasis_at(step)) & (high > low)
         # Invert the group's cumulative contrast; rounding must not reach its upper end, which is the next group's.
         points = np.minimum(low + rng.random(len(clips)) * (high - low), np.nextafter(high, low))
-        clips[emphasised] = self._clips[np.searchsorted(self._cumulative, points[emphasised], side="right") - 1]
+        clips[emphasised] = self._clips(np.searchsorted(self._cumulative, points[emphasised], side="right") - 1)
         return clips

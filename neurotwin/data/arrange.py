@@ -19,7 +19,7 @@ from .session import SPLITS, Session, SessionError, frame_shape
 from .spec import SessionSpec
 from .split import split_bins
 
-__all__ = ["Grid", "arrange", "modelled_bins", "outline_session", "resolved"]
+__all__ = ["Grid", "arrange", "bin_stretches", "modelled_bins", "outline_session", "resolved"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +95,11 @@ def arrange(
         frames, shape = np.arange(grid.n_bins), stored.shape[1:]
         if dtype == "uint8":
             logger.info("session %s: its stimulus pipeline is more than scaling, kept as float32", config.session)
+    run_start = np.repeat(grid.runs[:, 0], np.diff(grid.runs)[:, 0])
     arrays |= {
         "frame": frames.astype(np.int64), "responses": _compact(responses),
-        "run_start": np.repeat(grid.runs[:, 0], np.diff(grid.runs)[:, 0]),
-        "run_stop": np.repeat(grid.runs[:, 1], np.diff(grid.runs)[:, 0]),
+        "run_start": run_start, "run_stop": np.repeat(grid.runs[:, 1], np.diff(grid.runs)[:, 0]),
+        "stretches": bin_stretches(run_start, arrays["split"], arrays["n_valid"]),
         "trial": grid.at_last(session.trial), "repeat_id": grid.at_last(session.repeat_id),
     }  # fmt: skip
     if "behavior" in exposed:
@@ -114,6 +115,31 @@ def arrange(
         whole_responses=bool(np.array_equal(responded, np.round(responded))), exposed=bool((exposure != 1).any()),
     )  # fmt: skip
     return arrays, spec
+
+
+def bin_stretches(run_start: np.ndarray, split: np.ndarray, n_valid: np.ndarray) -> np.ndarray:
+    """Stretches of bins of one run and one split that all have valid responses, or none of which has.
+
+    Clips are cut from these few numbers, so that a run of many long sessions starts without reading their bins.
+
+    Parameters
+    ----------
+    run_start, split, n_valid
+        (T,) as in :class:`~neurotwin.data.prepare.Prepared`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (R, 5) int64: first bin, one past the last, first bin of the run, split, and 1 where responses are valid.
+
+    Examples
+    --------
+    >>> bin_stretches(np.array([0, 0, 0, 3]), np.array([0, 0, 1, 1]), np.array([2, 0, 5, 5])).tolist()
+    [[0, 1, 0, 0, 1], [1, 2, 0, 0, 0], [2, 3, 0, 1, 1], [3, 4, 3, 1, 1]]
+    """
+    labels = (run_start, split, np.asarray(n_valid) > 0)
+    runs = runs_of(*labels)
+    return np.column_stack([runs, *(label[runs[:, 0]] for label in labels)]).astype(np.int64)
 
 
 # --------------------------------------------------------------------------------------------------------------------

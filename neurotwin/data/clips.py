@@ -8,12 +8,15 @@ batch have the same length: where a stretch ends within a clip, the bins beyond 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..clip import Clip, Sample, Target
+from .arrange import bin_stretches
 from .pipelines import runs_of
 from .prepare import Prepared
 from .session import SPLITS, frame_shape
@@ -89,23 +92,55 @@ def usable_runs(prepared: Prepared, split: str | None, *, least: int = 0) -> np.
 
     A window reaches back as far as `keys_lags` says, and at least over `least` bins.
     """
-    bins = np.arange(prepared.n_bins)
-    usable = bins - prepared.run_start >= max(prepared.spec.config.keys_lags.reach, least)
-    if split is not None:
-        usable &= prepared.split == SPLITS.index(split)
-    runs = runs_of(prepared.run_start, usable)
-    return runs[usable[runs[:, 0]]]
+    starts, stops, runs, _ = _usable(prepared, split, least).T
+    new = np.ones(len(starts), bool)
+    new[1:] = (starts[1:] != stops[:-1]) | (runs[1:] != runs[:-1])
+    first = np.flatnonzero(new)
+    return np.stack([starts[first], stops[np.append(first[1:], len(stops)) - 1]], axis=1) if len(first) else _NO_RUNS
 
 
 def has_part(prepared: Prepared, split: str) -> bool:
     """Whether some bin of a split can be predicted and has a valid response to compare with."""
-    runs = usable_runs(prepared, split)
-    return bool((_sum_between(prepared.n_valid, runs[:, 0], runs[:, 1]) > 0).any())
+    return bool(_usable(prepared, split)[:, 3].any())
+
+
+_NO_RUNS = np.zeros((0, 2), np.int64)
+
+
+def _usable(prepared: Prepared, split: str | None, least: int = 0) -> np.ndarray:
+    """(R, 4): the stretches of :func:`bin_stretches` whose windows are whole: start, stop, run, valid."""
+    found = prepared.stretches
+    if found is None:
+        found = bin_stretches(prepared.run_start, prepared.split, prepared.n_valid)
+    starts, stops, runs, splits, valid = np.asarray(found).T
+    starts = np.maximum(starts, runs + max(prepared.spec.config.keys_lags.reach, least))
+    kept = (starts < stops) & ((splits == SPLITS.index(split)) if split is not None else True)
+    return np.stack([starts, stops, runs, valid], axis=1)[kept]
+
+
+class Located(NamedTuple):
+    """Where clips lie: (N,) index of each clip's session, its first bin and one past its last."""
+
+    session: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+
+class _Cut(NamedTuple):
+    """The clips of one session: stretches of successive clips, (M,) their first bin, one past their last, and (M + 1,)
+    the number of clips before each. Whole clips fill a stretch, but for its last one."""
+
+    first: np.ndarray
+    last: np.ndarray
+    before: np.ndarray
 
 
 @dataclass(frozen=True)
 class ClipTable:
     """All clips of one split of several sessions, by row.
+
+    Only stretches of successive clips are kept. What a row is, is computed when it is asked for, so that 10⁸ clips take
+    little memory.
 
     Attributes
     ----------
@@ -113,34 +148,73 @@ class ClipTable:
         The sessions.
     length
         L, predicted bins of each clip.
-    session, start, stop
-        (N,) index of each clip's session, its first bin and one past its last.
-    count
-        (N,) number of valid (bin, unit) pairs of each clip.
-    contrast
-        (N,) mean contrast of the frames of each clip's predicted bins.
+    sizes
+        (S,) number of clips of each session; their rows follow one another.
     """
 
     sessions: Sequence[Prepared]
     length: int
-    session: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
-    count: np.ndarray
-    contrast: np.ndarray
+    cuts: Sequence[_Cut]
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(S,) number of clips of each session."""
+        return np.array([int(cut.before[-1]) for cut in self.cuts], np.int64)
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.sizes)])
 
     def __len__(self) -> int:
-        return len(self.start)
+        return int(self._offsets[-1])
+
+    def locate(self, rows: np.ndarray | None = None) -> Located:
+        """Where the clips of some rows lie; by default all."""
+        rows = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        session = np.searchsorted(self._offsets, rows, side="right") - 1
+        start, stop = np.empty_like(rows), np.empty_like(rows)
+        for index in np.unique(session):
+            here, cut = session == index, self.cuts[index]
+            number = rows[here] - self._offsets[index]
+            stretch = np.searchsorted(cut.before, number, side="right") - 1
+            start[here] = cut.first[stretch] + self.length * (number - cut.before[stretch])
+            stop[here] = np.minimum(start[here] + self.length, cut.last[stretch])
+        return Located(session, start, stop)
+
+    def count(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(N,) number of valid (bin, unit) pairs of each clip."""
+        return self._summed(rows, "n_valid").astype(np.int64)
+
+    def contrast(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(N,) mean contrast of the frames of each clip's predicted bins."""
+        found = self.locate(rows)
+        return self._summed(rows, "contrast") / (found.stop - found.start)
+
+    def _summed(self, rows: np.ndarray | None, key: str) -> np.ndarray:
+        """(N,) sums over the bins of each clip of a value that each bin has."""
+        found = self.locate(rows)
+        sums = np.empty(len(found.start))
+        for index in np.unique(found.session):
+            here = np.flatnonzero(found.session == index)
+            values = getattr(self.sessions[index], key)
+            for some in np.array_split(here, -(-len(here) * self.length // _MOST_BINS)):
+                bins = found.start[some, None] + np.arange(self.length)
+                stops = found.stop[some, None]
+                sums[some] = np.sum(values[np.minimum(bins, stops - 1)], axis=1, dtype=np.float64, where=bins < stops)
+        return sums
 
     def samples(self, rows: np.ndarray, *, context: int, shown: bool = True) -> list[Sample]:
         """The clips of some rows, one :class:`~neurotwin.clip.Sample` a session, sessions in ascending order."""
-        samples = []
-        for index in np.unique(self.session[rows]):
-            part = rows[self.session[rows] == index]
+        samples, found = [], self.locate(rows)
+        for index in np.unique(found.session):
+            here = found.session == index
             cut = {"length": self.length, "context": context, "shown": shown}
-            sample = gather(self.sessions[index], self.start[part], self.stop[part], **cut)
+            sample = gather(self.sessions[index], found.start[here], found.stop[here], **cut)
             samples.append(sample.of_session(int(index)))
         return samples
+
+
+_MOST_BINS = 1 << 22  # bins of clips that are looked at together
 
 
 def clip_table(sessions: Sequence[Prepared], split: str, *, length: int) -> ClipTable:
@@ -156,20 +230,37 @@ def clip_table(sessions: Sequence[Prepared], split: str, *, length: int) -> Clip
     runs = [usable_runs(prepared, split) for prepared in sessions]
     longest = max((int((run[:, 1] - run[:, 0]).max(initial=0)) for run in runs), default=0)
     length = max(1, min(length, longest))
-    parts = []
-    for index, (prepared, stretches) in enumerate(zip(sessions, runs, strict=True)):
-        counts = -(-(stretches[:, 1] - stretches[:, 0]) // length)
-        starts = np.repeat(stretches[:, 0], counts)
-        starts = starts + length * (np.arange(len(starts)) - np.repeat(np.cumsum(counts) - counts, counts))
-        stops = np.minimum(starts + length, np.repeat(stretches[:, 1], counts))
-        count = _sum_between(prepared.n_valid, starts, stops).astype(np.int64)
-        contrast = _sum_between(prepared.contrast, starts, stops) / np.maximum(stops - starts, 1)
-        keep = count > 0
-        parts.append([np.full(keep.sum(), index), starts[keep], stops[keep], count[keep], contrast[keep]])
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    if not len(columns[0]):
+    table = ClipTable(sessions, length, [_cut(*pair, split, length) for pair in zip(sessions, runs, strict=True)])
+    if not len(table):
         raise ValueError(f"no session has a valid bin in the {split} split")
-    return ClipTable(sessions, length, *columns)
+    return table
+
+
+def _cut(prepared: Prepared, runs: np.ndarray, split: str, length: int) -> _Cut:
+    """Cut stretches (N, 2) of a split into clips, and leave out the clips without a valid response."""
+    starts, stops = runs.T
+    numbers = -(-(stops - starts) // length)
+    before = np.concatenate([[0], np.cumsum(numbers)])
+    usable = _usable(prepared, split)
+    blanks = usable[usable[:, 3] == 0]
+    home = np.searchsorted(stops, blanks[:, 0], side="right")  # the stretch that holds a blank one
+    begin, end = blanks[:, 0] - starts[home], blanks[:, 1] - starts[home]
+    first = -(-begin // length)
+    last = np.where(blanks[:, 1] == stops[home], numbers[home], end // length)
+    covers = first < last
+    change = np.zeros(before[-1] + 1, np.int32)
+    np.add.at(change, (before[home] + first)[covers], 1)
+    np.subtract.at(change, (before[home] + last)[covers], 1)
+    kept = np.cumsum(change)[:-1] == 0
+    owner = np.repeat(np.arange(len(runs)), numbers)
+    clips = runs_of(owner, kept)
+    clips = clips[kept[clips[:, 0]]] if len(clips) else clips
+    owner = owner[clips[:, 0]]
+    first = starts[owner] + length * (clips[:, 0] - before[owner])
+    last = np.minimum(starts[owner] + length * (clips[:, 1] - before[owner]), stops[owner])
+    small = np.int32 if prepared.n_bins < 2**31 else np.int64
+    sizes = np.concatenate([[0], np.cumsum(clips[:, 1] - clips[:, 0])])
+    return _Cut(first.astype(small), last.astype(small), sizes.astype(small))
 
 
 def stream(
@@ -209,7 +300,9 @@ def stream(
         See :func:`gather`.
     """
     runs = usable_runs(prepared, split)
-    runs = runs[_sum_between(prepared.n_valid, runs[:, 0], runs[:, 1]) > 0]
+    valid = _usable(prepared, split)
+    valid = valid[valid[:, 3] > 0]
+    runs = runs[np.searchsorted(valid[:, 0], runs[:, 1]) > np.searchsorted(valid[:, 1], runs[:, 0], side="right")]
     kept = round(limit * len(runs)) if limit <= 1 else min(int(limit), len(runs))
     runs = runs[np.linspace(0, len(runs) - 1, max(1, kept)).round().astype(int)] if len(runs) else runs
     order = np.argsort(runs[:, 0] - runs[:, 1], kind="stable")
@@ -239,8 +332,3 @@ def stream_runs(
             end = np.where(starts + offset < stops, stops, begin)
             sample = gather(prepared, begin, end, length=length, context=context, shown=shown)
             yield replace(sample, clip=replace(sample.clip, carries=offset > 0)), end
-
-
-def _sum_between(values: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    total = np.concatenate([[0], np.cumsum(values, dtype=np.float64)])
-    return total[stops] - total[starts]

@@ -31,7 +31,7 @@ __all__ = ["Prepared", "open_session", "outline", "prepare", "prepare_session"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 5
+_VERSION = 6
 _LABELS = {
     "path", "directory", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "cidsqc", "cids_qc", "snr",
     "missingth", "contamth", "adapter", "readout",
@@ -77,6 +77,8 @@ class Prepared:
         (T,) presentations that a bin's responses sum over, or None.
     true_rate
         (T, U) expected response per bin, or None.
+    stretches
+        (R, 5), see :func:`~neurotwin.data.arrange.bin_stretches`; where None, they are found in the other arrays.
     """
 
     spec: SessionSpec
@@ -100,6 +102,7 @@ class Prepared:
     behavior: np.ndarray | None = None
     exposure: np.ndarray | None = None
     true_rate: np.ndarray | None = None
+    stretches: np.ndarray | None = None
 
     @property
     def name(self) -> str:

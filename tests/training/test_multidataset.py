@@ -171,7 +171,9 @@ def test_a_session_goes_to_as_few_processes_as_can_be(configs):
     for step in range(6):
         parts = [ClipLoader(data.table, sampler, context=4).batch(step).samples for sampler in samplers]
         rows = samplers[0].global_indices(step)
-        expected = zip(data.table.session[rows].tolist(), data.table.start[rows].tolist(), strict=True)
+        expected = zip(
+            data.table.locate().session[rows].tolist(), data.table.locate().start[rows].tolist(), strict=True
+        )
         assert sorted((b.session, first) for own in parts for b in own for first in b.clip.bins.tolist()) == sorted(
             expected
         )
@@ -386,9 +388,9 @@ def test_clips_train_like_windows(configs):
     module = make_model(data, config=model).double()
     clips, windows = data.table, make_data(configs[:1], clip_len=1).table
     rows = np.array([2, 5])
-    bins = np.concatenate([np.arange(clips.start[row], clips.stop[row]) for row in rows])
+    bins = np.concatenate([np.arange(start, stop) for _, start, stop in zip(*clips.locate(rows), strict=True)])
     gradients = []
-    for table, chosen in ((clips, rows), (windows, np.flatnonzero(np.isin(windows.start, bins)))):
+    for table, chosen in ((clips, rows), (windows, np.flatnonzero(np.isin(windows.locate().start, bins)))):
         module.zero_grad()
         (sample,) = table.samples(chosen, context=4)
         (rates,), target = module([sample.clip]), sample.target

@@ -256,7 +256,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(configs, tmp_path, value
     assert saved["global_step"] == step - 1
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
     rows = data.train_dataloader().sampler.indices(step - 1)
-    assert first in data.table.start[rows][data.table.session[rows] == 1]
+    assert first in data.table.locate().start[rows][data.table.locate().session[rows] == 1]
 
 
 def test_weights_that_are_not_finite_are_never_saved(configs, tmp_path):

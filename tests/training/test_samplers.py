@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
-from training.samplers import ClipSampler, ContrastWeightedSampler
+from training.samplers import ClipSampler, ContrastWeightedSampler, shuffled
 
 sizes = st.fixed_dictionaries({"n_clips": st.integers(1, 40), "seed": st.integers(0, 5)})
 
@@ -41,6 +41,48 @@ def test_passes_and_seeds_differ():
 def test_first_clip_of_a_pass_is_uniform():
     firsts = [ClipSampler(5, batch_size=1, steps_per_epoch=1, seed=seed).global_indices(5)[0] for seed in range(1000)]
     assert chisquare(np.bincount(firsts, minlength=5)).pvalue > 1e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5000), st.integers(0, 3))
+def test_shuffled_is_a_permutation(size, seed):
+    entries = shuffled(np.arange(size), size, seed)
+    assert np.array_equal(np.sort(entries), np.arange(size))
+    some = np.arange(0, size, 3)
+    assert np.array_equal(shuffled(some, size, seed), entries[some])
+
+
+def test_shuffled_scatters_neighbours_like_random_permutations():
+    """Where one entry goes, and how far apart two neighbours end up, is as with permutations drawn by numpy."""
+    size, seeds = 1000, range(4000)
+    pairs = np.array([shuffled(np.array([7, 8]), size, seed) for seed in seeds])
+    for places in (pairs[:, 0], (pairs[:, 1] - pairs[:, 0]) % size - 1):
+        assert chisquare(np.bincount(places * 20 // size, minlength=20)).pvalue > 1e-3
+
+
+def test_a_long_pass_holds_every_clip_once():
+    """More clips than have an order that is written out."""
+    n = 40_000
+    sampler = ClipSampler(n, batch_size=1000, steps_per_epoch=7, seed=0)
+    passes = order(sampler, 3 * n // 1000).reshape(3, n)
+    assert (np.sort(passes, axis=1) == np.arange(n)).all() and (passes[0] != passes[1]).mean() > 0.99
+    assert sampler._orders == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), min_size=1, max_size=8), st.booleans())
+def test_groups_of_stretches_are_groups_of_their_clips(stretches, weighted):
+    lengths, groups = (np.array(column) for column in zip(*stretches, strict=True))
+    n = int(lengths.sum())
+    if not n:
+        return
+    size = {"n_clips": n, "batch_size": 3, "steps_per_epoch": 4, "seed": 1}
+    size |= {"scores": np.arange(1.0, n + 1), "warmup_steps": 20} if weighted else {}
+    kind = ContrastWeightedSampler if weighted else ClipSampler
+    by_clip = kind(**size, groups=np.repeat(groups, lengths))
+    by_stretch = kind(**size, groups=groups, sizes=lengths)
+    for step in range(12):
+        assert np.array_equal(by_clip.global_indices(step), by_stretch.global_indices(step))
 
 
 @settings(max_examples=30, deadline=None)

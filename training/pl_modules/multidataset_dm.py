@@ -18,6 +18,7 @@ from neurotwin.data.clips import ClipTable, clip_table, show, stream
 from neurotwin.data.prepare import Prepared, prepare
 from neurotwin.data.spec import SessionSpec
 from neurotwin.likelihoods import ResponseStatistics
+from neurotwin.tensorfile import blocks
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
 
@@ -114,12 +115,12 @@ class ClipLoader:
         """
         drawn = {s: self.sampler.global_indices(s) for s in self._optimizer_step(step)}
         rows = np.concatenate(list(drawn.values()))
-        clips = drawn[step][np.argsort(self.table.session[drawn[step]], kind="stable")]
+        clips = drawn[step][np.argsort(self.table.locate(drawn[step]).session, kind="stable")]
         own = np.array_split(clips, self.sampler.world_size)[self.sampler.rank]
         batch = TrainingBatch(
             self.table.samples(own, context=self.context, shown=self.shown),
-            count=int(self.table.count[rows].sum()),
-            sessions=tuple(np.unique(self.table.session[rows]).tolist()),
+            count=int(self.table.count(rows).sum()),
+            sessions=tuple(np.unique(self.table.locate(rows).session).tolist()),
         )
         return batch.map(Sample.pin_memory) if self.pin_memory else batch
 
@@ -186,7 +187,7 @@ class MultiDatasetDM(pl.LightningDataModule):
     >>> dm = MultiDatasetDM([DatasetConfig(session="ada_demo1", path=str(path))], batch_size=256, clip_len=64)
     >>> dm.specs[0].name, len(dm.specs[0].unit_ids), dm.table.length
     ('ada_demo1', 24, 64)
-    >>> dm.sessions[0].n_bins, int(dm.table.count.sum()) > 0  # 240 bins a second, five trials of 600
+    >>> dm.sessions[0].n_bins, int(dm.table.count().sum()) > 0  # 240 bins a second, five trials of 600
     (3000, True)
     """
 
@@ -298,19 +299,19 @@ class MultiDatasetDM(pl.LightningDataModule):
 
     def _make_sampler(self, rank: int, world_size: int) -> ClipSampler:
         table = self.table
-        groups = None
-        if self.balance == "session":
-            groups = table.session
-        elif self.balance == "subject":
-            subjects = [prepared.spec.subject for prepared in self.sessions]
-            groups = np.unique(subjects, return_inverse=True)[1][table.session]
+        groups = {
+            "none": np.zeros(len(self.sessions)),
+            "session": np.arange(len(self.sessions)),
+            "subject": np.array([prepared.spec.subject for prepared in self.sessions]),
+        }[self.balance]
         shared: dict[str, Any] = {
             "batch_size": max(1, self.batch_size // table.length), "steps_per_epoch": self.steps_per_epoch,
             "seed": self.seed, "rank": rank, "world_size": world_size, "groups": groups,
+            "sizes": table.sizes,
         }  # fmt: skip
         if self.curriculum_steps:
             return ContrastWeightedSampler(
-                len(table), scores=table.contrast, warmup_steps=self.curriculum_steps, **shared
+                len(table), scores=table.contrast(), warmup_steps=self.curriculum_steps, **shared
             )
         return ClipSampler(len(table), **shared)
 
@@ -353,7 +354,7 @@ def oddities(prepared: Prepared) -> list[str]:
         if units := np.array(prepared.spec.unit_ids)[prepared.train_sum == number].tolist():
             shown = ", ".join(map(str, units[:10])) + (", ..." if len(units) > 10 else "")
             found.append(f"{len(units)} {text} ({shown})")
-    if not prepared.contrast.any():
+    if not any(part.any() for part in blocks(prepared.contrast)):
         found.append("every frame is blank")
     return found
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurotwin.config import DatasetConfig
-from neurotwin.data.clips import clip_table, gather, show, stream, usable_runs
+from neurotwin.data.clips import clip_table, gather, has_part, show, stream, usable_runs
 from neurotwin.data.prepare import Prepared
 from neurotwin.data.spec import SessionSpec
 
@@ -109,10 +109,10 @@ def test_training_clips_cover_every_valid_bin_once(lengths, length, n_lags, seed
             part = sample.target.mask[row].numpy()
             n = min(table.length, prepared.n_bins - start)
             assert not part[n:].any()
-            assert part.sum() == table.count[row]
+            assert part.sum() == table.count()[row]
             seen[start : start + n] += part[:n]
     np.testing.assert_array_equal(seen, wanted)
-    assert table.count.sum() == wanted.sum() and (table.count > 0).all()
+    assert table.count().sum() == wanted.sum() and (table.count() > 0).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -162,12 +162,12 @@ def test_rows_of_several_sessions_come_one_sample_a_session():
     for prepared in sessions:
         prepared.split[:] = 0
     table = clip_table(sessions, "train", length=5)
-    rows = np.random.default_rng(0).permutation(np.flatnonzero(table.session != 1))[:9]
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(table.locate().session != 1))[:9]
     samples = table.samples(rows, context=3)
     assert [sample.session for sample in samples] == [0, 2]
     for sample in samples:
-        own = rows[table.session[rows] == sample.session]
-        np.testing.assert_array_equal(sample.clip.bins, table.start[own])
+        own = rows[table.locate().session[rows] == sample.session]
+        np.testing.assert_array_equal(sample.clip.bins, table.locate().start[own])
 
 
 def test_clip_scores_are_those_of_the_clips_own_frames():
@@ -176,14 +176,51 @@ def test_clip_scores_are_those_of_the_clips_own_frames():
     prepared.split[:] = 0
     table = clip_table([prepared, prepared], "train", length=5)
     for row in range(len(table)):
-        expected = prepared.contrast[table.start[row] : table.stop[row]].mean()
-        np.testing.assert_allclose(table.contrast[row], expected, rtol=1e-6)
+        expected = prepared.contrast[table.locate().start[row] : table.locate().stop[row]].mean()
+        np.testing.assert_allclose(table.contrast()[row], expected, rtol=1e-6)
 
 
 def test_single_images_make_clips_of_one_bin():
     prepared = make_prepared([1] * 50, n_lags=1)
     table = clip_table([prepared], "train", length=32)
-    assert table.length == 1 and (table.stop - table.start == 1).all()
+    assert table.length == 1 and (table.locate().stop - table.locate().start == 1).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), length=st.integers(1, 8), n_lags=st.integers(1, 4),
+    seed=st.integers(0, 50), valid=st.sampled_from([0.1, 0.5, 0.95]),
+)  # fmt: skip
+def test_clips_against_a_slow_loop(lengths, length, n_lags, seed, valid):
+    """Bins of any split, with stretches that are blank: the clips lie as if every stretch were cut by hand."""
+    rng = np.random.default_rng(seed)
+    prepared = make_prepared(lengths, n_lags=n_lags, seed=seed)
+    prepared.split[:] = np.repeat(rng.integers(0, 2, prepared.n_bins), 4)[: prepared.n_bins]
+    prepared.mask[:] = (np.repeat(rng.random(prepared.n_bins) < valid, 3)[: prepared.n_bins])[:, None]
+    prepared.n_valid[:] = prepared.mask.sum(axis=1)
+    runs = usable_runs(prepared, "train")
+    longest = max((int(stop - start) for start, stop in runs), default=0)
+    expected = [
+        (first, min(first + min(length, longest), stop))
+        for start, stop in runs.tolist()
+        for first in range(start, stop, min(length, longest))
+        if prepared.n_valid[first : min(first + min(length, longest), stop)].sum()
+    ]
+    assert has_part(prepared, "train") == bool(expected)
+    if not expected:
+        with pytest.raises(ValueError, match="no session has a valid bin"):
+            clip_table([prepared], "train", length=length)
+        return
+    table = clip_table([prepared, prepared], "train", length=length)
+    found = table.locate()
+    assert list(zip(found.start.tolist(), found.stop.tolist(), strict=True)) == 2 * expected
+    assert found.session.tolist() == [0] * len(expected) + [1] * len(expected)
+    rows = rng.permutation(len(table))[:5]
+    assert np.array_equal(table.locate(rows).start, found.start[rows])
+    assert table.count(rows).tolist() == [
+        prepared.n_valid[a:b].sum() for _, a, b in zip(*table.locate(rows), strict=True)
+    ]
+    np.testing.assert_allclose(table.contrast()[rows], table.contrast(rows))
 
 
 def test_usable_runs_are_of_one_split_and_have_whole_windows():

@@ -1,12 +1,15 @@
 """Preparation: resampling, units, masks, splits and storage against slow references, and the cache."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from neurotwin.config import DatasetConfig
 from neurotwin.data import prepare as prepare_module
+from neurotwin.data.arrange import bin_stretches
+from neurotwin.data.clips import usable_runs
 from neurotwin.data.masks import lags_valid, missing_below
 from neurotwin.data.pipelines import pixel_scale, runs_of
 from neurotwin.data.prepare import outline, prepare, prepare_session
@@ -125,6 +128,16 @@ def test_validity_covers_what_is_read_and_more_where_asked_for(make, rng):
         expected = inside & (valid if n_lags is None else lags_valid(valid, runs, covered))
         np.testing.assert_array_equal(prepared.mask, expected[:, None].repeat(4, 1), err_msg=str(n_lags))
         np.testing.assert_array_equal(prepared.n_valid, 4 * expected)
+
+
+def test_stretches_are_those_of_the_arrays(make, rng):
+    """They are kept so that clips are cut without reading bins; they must say the same."""
+    prepared = make({"valid": rng.random(240) > 0.3}, keys_lags={"stim": "0..4"})
+    assert np.array_equal(prepared.stretches, bin_stretches(prepared.run_start, prepared.split, prepared.n_valid))
+    assert len(prepared.stretches) > 20
+    other = replace(prepared, stretches=None)
+    for part in ("train", "val", None):
+        assert np.array_equal(usable_runs(prepared, part), usable_runs(other, part))
 
 
 def test_missing_pct_spares_units_that_always_miss(make, rng):
