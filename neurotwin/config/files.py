@@ -14,7 +14,7 @@ from .dialect import RefusedFormError, Understood, settle, understand_dataset, u
 from .locate import find_data
 from .model import ModelConfig
 from .notices import MODEL, notice, noticing
-from .yamlfile import line_of, read_yaml
+from .yamlfile import has_key, line_of, read_yaml
 
 __all__ = ["ParentConfig", "json_schemas", "load_dataset_configs", "load_model_config"]
 
@@ -187,7 +187,8 @@ def _understood(
 def _where(path: Path, node: yaml.Node | None, key: Sequence[Any], changes: Sequence[Change] = ()) -> str:
     """``FILE:LINE: a.b.c`` of a key; of one that a change brought, the change and the key."""
     for change in changes:
-        if tuple(key[: len(change.key)]) == change.key:
+        short = min(len(key), len(change.key))
+        if tuple(key[:short]) == change.key[:short] and (len(key) >= len(change.key) or not has_key(node, key)):
             return f"{change.name}: {'.'.join(map(str, key))}"
     line = line_of(node, key)
     return f"{path}{f':{line}' if line else ''}" + (f": {'.'.join(map(str, key))}" if key else "")

@@ -93,6 +93,7 @@ def test_values_of_every_session_are_set_above_its_own(parent):
     ("text", "message"),
     [
         ("convnet.params.chanels=[8]", r"^--set model.convnet.params.chanels: convnet.params.chanels: unknown key"),
+        ("convnet.prams.channels=[8]", r"^--set model.convnet.prams.channels: convnet.prams: unknown key 'prams'"),
         ("convnet.params.channels=many", r"^--set model.convnet.params.channels: convnet.params.channels"),
         (
             "convnet.params.block_configs.2.conv_params=1",

@@ -273,7 +273,7 @@ BAD = [
     ("misspelt model key", {}, lambda f: (f / "model.yaml").write_text("convnett: {type: none}"), "did you mean"),
     ("misspelt data key", {}, bad(keys_lag={"stim": 3}), "did you mean"),
     ("broken yaml", {}, lambda f: (f / "model.yaml").write_text("a: ["), "model.yaml"),
-    ("misspelt set key", {"--set": "convnet.prams.channels=[7]"}, None, "--set model.convnet.prams.channels: .*did you"),
+    ("misspelt set key", {"--set": "convnet.prams.channels=[7]"}, None, "--set model.convnet.prams.channels: .*did"),
     ("absent units", {}, bad(cids=[4, 5]), r"cids \[5\]"),
     ("absent data", {}, bad(path="gone.safetensors"), "gone.safetensors"),
     ("bin rates", {}, bad(bin_rate=120.0), "120 bins a second"),
