@@ -178,13 +178,16 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
     # --- models -----------------------------------------------------------------------------------------------------
     ("neurotwin/models/readout.py", "tests/neurotwin/models/test_readout.py"): [
         ("(cos * away[..., 1] - sin * away[..., 0])", "(cos * away[..., 1] + sin * away[..., 0])"),
-        ("(maps * self.features.abs())", "(maps * self.features)"),
-        ("torch.arange(size) - (size - 1) / 2 for size", "torch.arange(size) - size / 2 for size"),
+        ("(maps * self.feature_weights().abs())", "(maps * self.feature_weights())"),
+        ("std=std * sqrt(channels / rank)", "std=std / sqrt(channels / rank)"),
         ("self.query) / sqrt(width)", "self.query)"),
     ],
     ("neurotwin/models/norms.py", "tests/neurotwin/models/test_norms.py"): [
         ("values.square().mean(dim=1) + self.eps", "values.square().sum(dim=1) + self.eps"),
         ("variance * count / (count - 1).clamp_min(1)", "variance"),
+        ("z * power * square.rsqrt()", "z * power"),
+        ("(self.log_sigma * self.log_exponent.exp()).exp()", "self.log_sigma.exp()"),
+        ("mean = self.running_square / self.running_count.clamp_min(1e-12)", "mean = self.running_square"),
         ("share = (energy / energy.mean(dim=1, keepdim=True))", "share = (energy / energy.sum(dim=1, keepdim=True))"),
     ],
     ("neurotwin/models/layers.py", "tests/neurotwin/models/test_layers.py"): [
@@ -192,6 +195,29 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
         ("values.max()) ** power)", "values.max()))"),
         ("x = x + y if self.residual and x.shape == y.shape else y", "x = y"),
         ("if self.window is None else self.weight * self.window", "if self.window is None else self.weight"),
+        ("_taps_as_channels(channels_last(y.relu()), self.context, self.dilation)",
+         "_taps_as_channels(channels_last(y), self.context, self.dilation)"),
+    ],
+    ("neurotwin/models/stages.py", "tests/neurotwin/models/test_readout.py"): [
+        ("torch.arange(size) - (size - 1) / 2 for size", "torch.arange(size) - size / 2 for size"),
+    ],
+    ("neurotwin/models/activations.py", "tests/neurotwin/models/test_activations.py"): [
+        ("torch.addcmul(first.square(), second, second)", "torch.addcmul(first.square(), first, second)"),
+        ("torch.cat([single.relu(), energy]", "torch.cat([single, energy]"),
+    ],
+    ("neurotwin/models/convnet.py", "tests/neurotwin/models/test_convnet.py"): [
+        ("params.drop_path * depth / len(self.blocks)", "params.drop_path * (depth - 1) / len(self.blocks)"),
+        ("(kept / (1 - self.drop_path))", "kept"),
+    ],
+    ("neurotwin/models/transformer.py", "tests/neurotwin/models/test_transformer.py"): [
+        ("rotated(query, self.angles[-1])", "rotated(query, self.angles[0])"),
+        ("rank = torch.tensor([pair // len(axes)", "rank = torch.tensor([pair % len(axes)"),
+    ],
+    ("neurotwin/models/steerable.py", "tests/neurotwin/models/test_steerable.py"): [
+        ("(y * angles.cos() - x * angles.sin())", "(y * angles.cos() + x * angles.sin())"),
+    ],
+    ("neurotwin/models/retinotopy.py", "tests/neurotwin/models/test_readout.py"): [
+        ("+ self.centre", "- self.centre"),
     ],
     ("neurotwin/models/recurrent.py", "tests/neurotwin/models/test_recurrent.py"): [
         ("[new + keep * (state[0] - new)]", "[state[0] + keep * (new - state[0])]"),

@@ -9,6 +9,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import neurotwin.data.pipelines  # what these import is registered, and so documented
+import neurotwin.models  # noqa: F401
 from neurotwin import config
 from neurotwin.config import KINDS, params_of, registered
 from neurotwin.config.dataset import Labels

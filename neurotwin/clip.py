@@ -76,11 +76,15 @@ class Target:
         (B, L, U) bool, true where a response is valid.
     exposure
         (B, L, 1) float32: over how many presentations a response was summed; None means one.
+    expected
+        (B, L, U) float32: rates of a trained model that another one learns from; NaN where there is none. None for a
+        model that learns from the responses alone.
     """
 
     responses: Tensor
     mask: Tensor
     exposure: Tensor | None = None
+    expected: Tensor | None = None
 
 
 @dataclass(eq=False)

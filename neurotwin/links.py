@@ -1,6 +1,6 @@
 """Links: how the drive of a unit, any real number, becomes its predicted rate."""
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -28,8 +28,8 @@ class Link(nn.Module):
     kinds: ClassVar[dict[str, str]] = {}
 
     @classmethod
-    def of(cls, params: Params) -> Self:
-        """The link with the parameters of a config."""
+    def of(cls, params: Params, n_units: int = 1) -> Self:
+        """The link with the parameters of a config, for a number of units."""
         return cls(**{name: getattr(params, name) for name in type(params).model_fields})
 
     def forward(self, drive: Tensor) -> Tensor:
@@ -52,7 +52,10 @@ class Softplus(Link):
     beta
         Sharpness of the bend, β > 0; where it is learned, its value at the start.
     learned
-        Learn β, through its logarithm so that it stays positive. The units of one session share it.
+        Learn β, through its logarithm so that it stays positive: one that the units of a session share, or one for each
+        of them (per_unit).
+    n_units
+        Number of units U, where each has its own; drives are then (..., U).
 
     Examples
     --------
@@ -69,12 +72,20 @@ class Softplus(Link):
         """Parameters of the softplus."""
 
         beta: float = Field(1.0, ge=1e-3, le=1e3, description="Sharpness of the bend; at the start, where learned.")
-        learned: bool = Field(False, description="Learn the sharpness, one for all units of a session.")
+        learned: bool | Literal["per_unit"] = Field(
+            False, description="Learn the sharpness: true, one for all units of a session; per_unit, one for each."
+        )
 
-    def __init__(self, beta: float = 1.0, learned: bool = False) -> None:
+    def __init__(self, beta: float = 1.0, learned: bool | Literal["per_unit"] = False, n_units: int = 1) -> None:
         super().__init__()
         self._beta = float(beta)
-        self.log_beta = nn.Parameter(torch.tensor(self._beta).log()) if learned else None
+        start = torch.full((n_units,) if learned == "per_unit" else (), self._beta).log()
+        self.log_beta = nn.Parameter(start) if learned else None
+
+    @classmethod
+    def of(cls, params: Params, n_units: int = 1) -> Self:
+        """The link with the parameters of a config, for a number of units."""
+        return cls(params.beta, params.learned, n_units)
 
     @property
     def beta(self) -> Tensor | float:
@@ -143,7 +154,7 @@ class Auto(Link):
     """The link that suits the likelihood. It is a name for files, which :func:`make_link` replaces by the link."""
 
 
-def make_link(name: str, params: Params, *, positive: bool, default: str) -> Link:
+def make_link(name: str, params: Params, *, positive: bool, default: str, n_units: int = 1) -> Link:
     """The link that a config names.
 
     Parameters
@@ -155,11 +166,13 @@ def make_link(name: str, params: Params, *, positive: bool, default: str) -> Lin
         log of the rate, as labs' files have it.
     default
         Name that `auto` stands for.
+    n_units
+        Number of units, for links of which each unit has its own.
     """
     if name == "auto":
         return define("link", default)()
     kind = define("link", name)
-    return Exp() if positive and not kind.positive else kind.of(params)
+    return Exp() if positive and not kind.positive else kind.of(params, n_units)
 
 
 def _at_least_tiny(rate: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from neurotwin.config import ConfigError, load_dataset_configs, load_model_config, registry
+from neurotwin.sweeps.space import load_sweep
 from training.flags import FLAGS
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,10 @@ def test_yaml_examples_load(page: Path, tmp_path: Path) -> None:
             try:
                 assert load_dataset_configs(path)
             except ConfigError as as_dataset:
-                pytest.fail(f"{page.name}, block {number}:\n{as_model}\n{as_dataset}")
+                try:
+                    load_sweep(path)
+                except ConfigError as as_sweep:
+                    pytest.fail(f"{page.name}, block {number}:\n{as_model}\n{as_dataset}\n{as_sweep}")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=ids)

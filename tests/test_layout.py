@@ -36,6 +36,7 @@ LAYERS = (
     ("neurotwin.models",),
     ("neurotwin.analysis",),
     ("neurotwin.experiments",),
+    ("neurotwin.sweeps",),
     ("neurotwin", "neurotwin.cli", "neurotwin.commands", "neurotwin.templates", "neurotwin.__main__", "training"),
 )  # fmt: skip
 """Imports run from a later line to an earlier one, never back."""

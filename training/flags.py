@@ -111,6 +111,13 @@ def _loggers(text: str) -> list[str]:
     return names
 
 
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r}: give names separated by commas, each once")
+    return names
+
+
 _gpu_ids.__name__, _limit.__name__ = "list of whole numbers", "number"
 _count, _positive, _size = number_type(int, 1, most=_MOST), number_type(float, 0, above=True), number_type(float, 0)
 
@@ -228,6 +235,17 @@ FLAGS = (
     ),
     Flag("time_budget_minutes", _OPTIMISATION, "stop in time for the final validation", None, {"type": _positive}),
     Flag("pretrained_checkpoint", _OPTIMISATION, "start from the core of a trained model: its file or run folder"),
+    Flag("teacher", _OPTIMISATION, "learn also from the rates of a trained model or ensemble: its file or run folder"),
+    Flag(
+        "teacher_weight", _OPTIMISATION,
+        "share of the loss that is about the teacher's rates; the rest is about the responses; 1: nothing else", 0.5,
+        {"type": number_type(float, 0, above=True, most=1)}, lambda a, _: a.teacher is not None, "--teacher",
+    ),
+    Flag(
+        "teacher_types", _OPTIMISATION,
+        "stimulus types beside those of the dataset file, such as gaborium,fixrsvp: the teacher's rates are learned on "
+        "them, and no responses", [], {"type": _names}, lambda a, _: a.teacher is not None, "--teacher",
+    ),
     Flag(
         "freeze_vision", _OPTIMISATION, "do not train frontend and convnet; needs --pretrained_checkpoint", False, _ON,
         lambda a, _: not a.freeze_core, "no --freeze_core, which freezes more",

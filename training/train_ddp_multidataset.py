@@ -59,6 +59,7 @@ from .checkpoints import SafeCheckpoint, latest_checkpoint
 from .flags import Arguments, choose_precision, without_effect
 from .launch import Launch, LaunchError, read_launch
 from .pl_modules import NonFiniteLossError
+from .pl_modules.pretrained import open_pretrained
 from .processes import GradientSumStrategy
 from .progress_line import ProgressLine
 from .runs import (
@@ -73,6 +74,7 @@ from .runs import (
     run_name,
 )
 from .seams import announce_rank, epochs_trained, kill_processes
+from .teacher import Teacher
 from .utils import RunLog, keep_freed_memory, known_end, quiet_lightning
 
 __all__ = ["main", "parse_arguments", "train"]
@@ -130,7 +132,7 @@ def choose_model(path: str | None, pretrained: Path | None, changes: Sequence[Ch
         raise ConfigError(
             f"{asked[0]}: the model is that of --pretrained_checkpoint; give its --model_config to change it"
         )
-    return load_twin(pretrained).config
+    return open_pretrained(pretrained).config
 
 
 def make_data(
@@ -153,6 +155,7 @@ def make_data(
         curriculum_steps=arguments.warmup_epochs * arguments.steps_per_epoch if arguments.enable_curriculum else 0,
         dtype=arguments.dset_dtype, threads=arguments.num_workers, limit_val=arguments.limit_val_batches,
         progress=lambda index, number, name: logger.info("session %d of %d: %s", index + 1, number, name),
+        teacher=Teacher(arguments.teacher, arguments.teacher_types) if arguments.teacher else None,
     )  # fmt: skip
     data.setup()
     check_validation(arguments, data)
@@ -183,7 +186,7 @@ def make_model(
     """The model, with the settings that the flags give."""
     names = (
         "learning_rate", "core_lr_scale", "weight_decay", "lr_scheduler", "warmup_epochs", "restart_period",
-        "freeze_vision", "freeze_core", "compile", "on_nan", "seed",
+        "freeze_vision", "freeze_core", "compile", "on_nan", "teacher_weight", "seed",
     )  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     return MultiDatasetModel(

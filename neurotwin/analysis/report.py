@@ -5,12 +5,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..metrics.table import EvaluationError, Table, summarize_table
+from ..models import load_twin
 
 __all__ = [
     "Run", "distinct_names", "load_run", "markdown_table", "merit_title", "number_text", "report_rows", "summary_text",
@@ -36,6 +38,8 @@ class Run:
         Columns of its `metrics.csv` as numbers, NaN where empty; empty where there is none.
     notes
         Full sentences on what its folder lacks, or holds but cannot be read.
+    model
+        The file of the model where this is no run but a saved model, such as an ensemble; else None.
     """
 
     folder: Path
@@ -43,10 +47,14 @@ class Run:
     table: Table | None
     curves: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
+    model: Path | None = None
 
 
 def load_run(folder: str | Path) -> Run:
     """Read a run's folder. A table that is absent or damaged is a note, for the rest of the run can still be shown.
+
+    The file of a saved model will do as well. Its table is the one that `neurotwin evaluate` wrote beside it, and what
+    a report computes of it lies in the folder ``NAME.report`` beside it.
 
     Raises
     ------
@@ -54,6 +62,8 @@ def load_run(folder: str | Path) -> Run:
         If the folder holds no run, or its `run.json` cannot be read.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return _of_model(folder)
     path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +75,7 @@ def load_run(folder: str | Path) -> Run:
     if absent:
         raise EvaluationError(f"{path}: lacks {', '.join(absent)}")
     notes: list[str] = []
-    table, curves = _read_table(folder, notes), {}
+    table, curves = _read_table(folder / "units.csv", _NO_TABLE, notes), {}
     try:
         curves = _read_curves(folder / "metrics.csv")
     except (EvaluationError, OSError, UnicodeDecodeError) as error:
@@ -196,10 +206,25 @@ def distinct_names(runs: Sequence[Run]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} #{names[:n].count(name) + 1}" for n, name in enumerate(names)]
 
 
-def _read_table(folder: Path, notes: list[str]) -> Table | None:
-    path = folder / "units.csv"
+def _of_model(path: Path) -> Run:
+    """A saved model, as if it were a run."""
+    twin, notes = load_twin(path), list[str]()
+    record = {
+        "name": path.stem, "parameters": sum(parameter.numel() for parameter in twin.parameters()),
+        "sessions": {spec.name: "" for spec in twin.sessions},
+        "began": datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="seconds"),
+    }  # fmt: skip
+    without = f"It has no table of units yet: `neurotwin evaluate {path}` writes it."
+    table = _read_table(path.with_suffix(".val.csv"), without, notes)
+    return Run(path.with_suffix(".report"), record, table, {}, tuple(notes), model=path)
+
+
+_NO_TABLE = "It has no units.csv: it failed, was stopped, or is still training."
+
+
+def _read_table(path: Path, without: str, notes: list[str]) -> Table | None:
     if not path.exists():
-        notes.append("It has no units.csv: it failed, was stopped, or is still training.")
+        notes.append(without)
         return None
     try:
         table = Table.read(path)
@@ -207,7 +232,7 @@ def _read_table(folder: Path, notes: list[str]) -> Table | None:
         notes.append(f"Its table of units cannot be read: {error}.")
         return None
     if not len(table):
-        notes.append("Its units.csv holds no units.")
+        notes.append(f"Its {path.name} holds no units.")
         return None
     return table
 

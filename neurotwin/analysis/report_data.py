@@ -144,7 +144,7 @@ def gather(
     """
     known = stored(run)
     try:
-        checkpoint = find_checkpoint(run.folder)
+        checkpoint = run.model or find_checkpoint(run.folder)
     except CheckpointError:
         note = "Its checkpoint is not in its folder, so nothing is computed beyond what the folder's tables hold."
         return replace(known, notes=(*known.notes, note))
@@ -192,6 +192,7 @@ def _computed(
     if test is not None and not test["bins"].any():
         test = None
     try:
+        run.folder.mkdir(exist_ok=True)
         if whole and test is not None:
             test.write(run.folder / _TEST)
         if whole:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or a saved model (.safetensors)")
     parser.add_argument("--markdown", action="store_true", help="print the table as markdown")
     parser.add_argument("--html", metavar="FILE", help="also write a page with figures, which needs no other file")
     parser.add_argument("--title", default="Runs", help="of the page (%(default)s)")

@@ -95,11 +95,10 @@ def arrange(
         frames, shape = np.arange(grid.n_bins), stored.shape[1:]
         if dtype == "uint8":
             logger.info("session %s: its stimulus pipeline is more than scaling, kept as float32", config.session)
-    run_start = np.repeat(grid.runs[:, 0], np.diff(grid.runs)[:, 0])
     arrays |= {
         "frame": frames.astype(np.int64), "responses": _compact(responses),
-        "run_start": run_start, "run_stop": np.repeat(grid.runs[:, 1], np.diff(grid.runs)[:, 0]),
-        "stretches": bin_stretches(run_start, arrays["split"], arrays["n_valid"]),
+        "run_start": np.repeat(grid.runs[:, 0], np.diff(grid.runs)[:, 0]),
+        "run_stop": np.repeat(grid.runs[:, 1], np.diff(grid.runs)[:, 0]),
         "trial": grid.at_last(session.trial), "repeat_id": grid.at_last(session.repeat_id),
     }  # fmt: skip
     if "behavior" in exposed:

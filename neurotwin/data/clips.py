@@ -88,7 +88,9 @@ def as_frames(x: Tensor) -> Tensor:
 
 
 def usable_runs(prepared: Prepared, split: str | None, *, least: int = 0) -> np.ndarray:
-    """Stretches of bins of one split (None: of all bins) whose windows are whole, (N, 2); each lies in one run.
+    """Stretches of bins of one split whose windows are whole, (N, 2); each lies in one run.
+
+    A split of None means all bins, an empty one those that belong to no split.
 
     A window reaches back as far as `keys_lags` says, and at least over `least` bins.
     """
@@ -114,7 +116,8 @@ def _usable(prepared: Prepared, split: str | None, least: int = 0) -> np.ndarray
         found = bin_stretches(prepared.run_start, prepared.split, prepared.n_valid)
     starts, stops, runs, splits, valid = np.asarray(found).T
     starts = np.maximum(starts, runs + max(prepared.spec.config.keys_lags.reach, least))
-    kept = (starts < stops) & ((splits == SPLITS.index(split)) if split is not None else True)
+    code = SPLITS.index(split) if split else -1
+    kept = (starts < stops) & ((splits == code) if split is not None else True)
     return np.stack([starts, stops, runs, valid], axis=1)[kept]
 
 
@@ -150,11 +153,14 @@ class ClipTable:
         L, predicted bins of each clip.
     sizes
         (S,) number of clips of each session; their rows follow one another.
+    unlabelled
+        Whether clips need no valid response, because a teacher says what to expect.
     """
 
     sessions: Sequence[Prepared]
     length: int
     cuts: Sequence[_Cut]
+    unlabelled: bool = False
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -182,7 +188,10 @@ class ClipTable:
         return Located(session, start, stop)
 
     def count(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """(N,) number of valid (bin, unit) pairs of each clip."""
+        """(N,) number of valid (bin, unit) pairs of each clip; of an unlabelled table, of all pairs."""
+        if self.unlabelled:
+            found = self.locate(rows)
+            return (found.stop - found.start) * np.array([one.n_units for one in self.sessions])[found.session]
         return self._summed(rows, "n_valid").astype(np.int64)
 
     def contrast(self, rows: np.ndarray | None = None) -> np.ndarray:
@@ -217,32 +226,48 @@ class ClipTable:
 _MOST_BINS = 1 << 22  # bins of clips that are looked at together
 
 
-def clip_table(sessions: Sequence[Prepared], split: str, *, length: int) -> ClipTable:
+def clip_table(
+    sessions: Sequence[Prepared], split: str, *, length: int, unlabelled: int | None = None
+) -> ClipTable:  # fmt: skip
     """Cut one split of some sessions into clips that share no predicted bin; those without a valid count are left out.
 
     The clips are no longer than the longest stretch there is: single images make clips of length 1.
+
+    Parameters
+    ----------
+    sessions, split, length
+        See :class:`ClipTable`.
+    unlabelled
+        None: clips need valid responses. A number: clips are of stimuli, whether there are responses or not, in the
+        split and in trials that belong to no split, where at least so many frames come before the predicted bin; every
+        (bin, unit) pair counts.
 
     Raises
     ------
     ValueError
         If there is no clip with a valid count.
     """
-    runs = [usable_runs(prepared, split) for prepared in sessions]
+    runs = [usable_runs(prepared, split, least=unlabelled or 0) for prepared in sessions]
+    if unlabelled is not None:
+        for number, prepared in enumerate(sessions):
+            both = np.concatenate([runs[number], usable_runs(prepared, "", least=unlabelled)])
+            runs[number] = both[np.argsort(both[:, 0])]
     longest = max((int((run[:, 1] - run[:, 0]).max(initial=0)) for run in runs), default=0)
     length = max(1, min(length, longest))
-    table = ClipTable(sessions, length, [_cut(*pair, split, length) for pair in zip(sessions, runs, strict=True)])
+    cuts = [_cut(*pair, split, length, unlabelled is not None) for pair in zip(sessions, runs, strict=True)]
+    table = ClipTable(sessions, length, cuts, unlabelled is not None)
     if not len(table):
         raise ValueError(f"no session has a valid bin in the {split} split")
     return table
 
 
-def _cut(prepared: Prepared, runs: np.ndarray, split: str, length: int) -> _Cut:
-    """Cut stretches (N, 2) of a split into clips, and leave out the clips without a valid response."""
+def _cut(prepared: Prepared, runs: np.ndarray, split: str, length: int, unlabelled: bool) -> _Cut:
+    """Cut stretches (N, 2) of a split into clips; leave out those without a valid response, unless all are taken."""
     starts, stops = runs.T
     numbers = -(-(stops - starts) // length)
     before = np.concatenate([[0], np.cumsum(numbers)])
     usable = _usable(prepared, split)
-    blanks = usable[usable[:, 3] == 0]
+    blanks = usable[(usable[:, 3] == 0) & (not unlabelled)]
     home = np.searchsorted(stops, blanks[:, 0], side="right")  # the stretch that holds a blank one
     begin, end = blanks[:, 0] - starts[home], blanks[:, 1] - starts[home]
     first = -(-begin // length)

@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..config import DatasetConfig
 from ..files import stamp, write_json
 from ..likelihoods import ResponseStatistics
 from ..tensorfile import TensorFileError, load_arrays, save_arrays
-from .arrange import arrange, outline_session, resolved
+from .arrange import arrange, bin_stretches, outline_session, resolved
 from .formats import as_session_file
 from .session import SPLITS, Session, SessionError
 from .spec import SessionSpec
@@ -78,7 +78,8 @@ class Prepared:
     true_rate
         (T, U) expected response per bin, or None.
     stretches
-        (R, 5), see :func:`~neurotwin.data.arrange.bin_stretches`; where None, they are found in the other arrays.
+        (R, 5) as kept in the prepared file, see :func:`~neurotwin.data.arrange.bin_stretches`. None in a copy with
+        other arrays (`dataclasses.replace`): they are then found anew.
     """
 
     spec: SessionSpec
@@ -102,7 +103,7 @@ class Prepared:
     behavior: np.ndarray | None = None
     exposure: np.ndarray | None = None
     true_rate: np.ndarray | None = None
-    stretches: np.ndarray | None = None
+    stretches: np.ndarray | None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
@@ -210,6 +211,7 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
         else:
             load_arrays(path)  # whole, against its checksum
             arrays, spec = arrange(session, config, dtype)
+            arrays["stretches"] = bin_stretches(arrays["run_start"], arrays["split"], arrays["n_valid"])
             save_arrays(cached, arrays, {"spec": spec.to_json() | {"config": None}})
             _note(path, cached)
         arrays, metadata = load_arrays(cached, verify=False)
@@ -222,8 +224,10 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
             "space there, or set NEUROTWIN_CACHE to a folder that can be written"
         ) from None
     spec = SessionSpec.from_json(metadata["spec"] | {"config": {}})
-    source = arrays.pop("stimulus", session.stimulus)
-    return Prepared(spec=replace(spec, subject=config.subject, config=config), source=source, key=key, **arrays)
+    source, stretches = arrays.pop("stimulus", session.stimulus), arrays.pop("stretches")
+    prepared = Prepared(spec=replace(spec, subject=config.subject, config=config), source=source, key=key, **arrays)
+    object.__setattr__(prepared, "stretches", stretches)
+    return prepared
 
 
 def open_session(config: DatasetConfig, *, verify: bool = False) -> Session:

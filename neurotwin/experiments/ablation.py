@@ -17,7 +17,7 @@ from ..data.prepare import Prepared
 from ..data.session import SPLITS
 from ..metrics.definitions import Evidence
 from ..metrics.sums import Sums
-from ..models.network import Streamer, evaluating
+from ..models.network import Streamer, evaluating, mean_of
 from .base import Experiment, Result
 from .presenter import ExperimentError, Presenter
 from .tables import UnitTable
@@ -116,13 +116,12 @@ class Ablation(Experiment):
     def _run(self, presenter: Presenter, index: int, data: Prepared, history: bool) -> "_Run":
         """Predict a split, and add up what scores follow from, trial by trial."""
         twin = presenter.twin
-        module = twin.per_session[index]
-        run = _Run(module.likelihood)
+        run = _Run(twin.per_session[index].likelihood)
         with evaluating(twin), torch.inference_mode():
             streamer = Streamer(twin)
             for sample in stream(data, self.split, context=twin.context):
                 sample = sample.of_session(index).to(twin.like.device)
-                rates = streamer(sample.clip) if history else _without_history(streamer, module, sample.clip)
+                rates = streamer(sample.clip) if history else _without_history(streamer, sample.clip)
                 run.add(sample, rates, data)
         if not run.sums:
             raise ExperimentError(f"session {data.name}: no valid bin in the {self.split} split; choose another")
@@ -177,9 +176,9 @@ class _Run:
         return np.asarray(metric.compute(evidence), dtype=np.float64)
 
 
-def _without_history(streamer: Streamer, module, clip: Clip) -> Tensor:
-    features, behavior = streamer.features(clip)
-    return module.rate(module.drive(features, behavior))
+def _without_history(streamer: Streamer, clip: Clip) -> Tensor:
+    modules = [member.module(clip.session) for member in streamer.network.members]
+    return mean_of([module.rate(drive) for module, drive in zip(modules, streamer.drives(clip), strict=True)])
 
 
 def _of_another_trial(data: Prepared, split: str, rng: np.random.Generator) -> np.ndarray:

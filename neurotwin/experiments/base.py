@@ -50,7 +50,8 @@ class Result:
     ----------
     tables
         By name, columns of equal length by their names. The table `units` has one row a unit, and starts with
-        `session` and `unit_id`.
+        `session` and `unit_id`. Of an ensemble, the table `disagreement` says how far its members differ in the same
+        columns: standard deviations over what each member alone gives.
     arrays
         By name. Those of one session end with ``.SESSION``.
     axes
@@ -181,9 +182,15 @@ class Experiment(Params):
     ----------
     needs_data
         Whether there is no experiment without the recordings that the twin was trained on.
+    periods
+        Of columns of the table `units` that hold angles, after how many degrees they repeat.
+    comparable
+        Columns of the table `units` in which members of an ensemble are compared; None: all real-valued ones.
     """
 
     needs_data: ClassVar[bool] = False
+    periods: ClassVar[Mapping[str, float]] = {}
+    comparable: ClassVar[tuple[str, ...] | None] = None
 
     def measure(self, presenter: Presenter) -> Result:
         """Do the experiment; the settings are added by :meth:`run`."""
@@ -221,6 +228,8 @@ class Experiment(Params):
         if folder is not None and _same(_settings_in(Path(folder)), asked):
             return Result.read(folder)
         result = self.measure(presenter)
+        if len(twin.members) > 1 and (columns := self._disagreement(presenter, result.tables["units"])):
+            result.tables["disagreement"] = columns
         notes = {**presenter.notes, **result.settings}
         result.settings = {**asked, "notes": notes}
         if folder is not None:
@@ -230,6 +239,18 @@ class Experiment(Params):
     def is_done(self, folder: str | Path, twin: TwinModel, prepared: Sequence[Prepared] = (), **asked: Any) -> bool:
         """Whether a folder holds what :meth:`run` with the same arguments would write."""
         return _same(_settings_in(Path(folder)), self._asked(Presenter(twin, prepared, **asked)))
+
+    def _disagreement(self, presenter: Presenter, units: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """How far the members of an ensemble differ in each column of the table `units`, (U,); empty if in none."""
+        names = [
+            name for name, column in units.items()
+            if np.asarray(column).dtype.kind == "f" and (self.comparable is None or name in self.comparable)
+        ]  # fmt: skip
+        if not names:
+            return {}
+        each = [self.measure(alone).tables["units"] for alone in presenter.alone]
+        spread = {name: _spread([table[name] for table in each], self.periods.get(name)) for name in names}
+        return {"session": units["session"], "unit_id": units["unit_id"], **spread}
 
     def _asked(self, presenter: Presenter) -> dict[str, Any]:
         """All that the result depends on, as JSON has it."""
@@ -281,6 +302,18 @@ def model_digest(twin: TwinModel) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+
+
+def _spread(values: Sequence[np.ndarray], period: float | None) -> np.ndarray:
+    """Standard deviation over the members, (U,); that of angles is √(−2 log R), R the length of their mean vector.
+
+    Reference: Mardia & Jupp 2000, Directional Statistics, equation 2.3.14.
+    """
+    stacked = np.stack(values).astype(np.float64)
+    if period is None:
+        return stacked.std(axis=0)
+    length = np.abs(np.exp(2j * np.pi * stacked / period).mean(axis=0)).clip(1e-12, 1.0)
+    return np.sqrt(-2 * np.log(length)) * period / (2 * np.pi)
 
 
 def _is_installed() -> bool:

@@ -37,6 +37,8 @@ class ExcitingStimulus(Experiment):
 
     kind: Literal["image", "movie"] = Field("image", description="A still image, or a movie.")
     aim: Literal["most", "least"] = Field("most", description="Excite most, or least.")
+    comparable = ()  # members are shown one stimulus instead: `disagreement_hz`
+
     units: tuple[int | str, ...] = Field((), description="Ids of the units; default all.")
     weights: tuple[float, ...] | None = Field(
         None, description="One stimulus for Σ weight × rate of `units`: a direction in the space of the population."
@@ -69,6 +71,10 @@ class ExcitingStimulus(Experiment):
             blank = search.rates_of(targets, torch.zeros_like(stimuli))
             for target, stimulus, rate, least, grey in zip(targets, stimuli, *rates, blank, strict=True):
                 rows.append(self._row(target, group.screen, stimulus, (rate, least, grey)))
+            if len(presenter.twin.members) > 1:  # how far members agree that this stimulus excites
+                each = [_Search(self, one, group).rates_of(targets, stimuli) for one in presenter.alone]
+                for row, spread in zip(rows[-len(targets) :], np.std(each, axis=0), strict=True):
+                    row["disagreement_hz"] = float(spread)
             name = "" if len(presenter.groups) == 1 else f".{presenter.spec(group.sessions[0]).name}"
             pixels = _pixels(stimuli, group.screen)
             result.arrays[f"stimuli{name}"] = pixels

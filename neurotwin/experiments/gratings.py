@@ -38,6 +38,8 @@ class Gratings(Experiment):
     varied.
     """
 
+    periods = {"preferred_direction_deg": 360.0, "preferred_orientation_deg": 180.0}
+
     n_directions: int = Field(16, ge=4, multiple_of=2, description="Directions of drift, evenly spaced.")
     spatial_frequencies: tuple[PositiveFloat, ...] = Field(
         (), description="Cycles per degree, or per pixel where degrees are not known. Default: 8 from 1.5 cycles in a "

@@ -19,9 +19,12 @@ class Population(Experiment):
 
     Units of different sessions read the same core, so their feature weights can be compared, wherever on the screen
     they look. Similarity is the cosine of two units' weights, each weight times the standard deviation of its feature
-    under noise, so that a feature that hardly varies does not count. The embedding is classical scaling (the two first
-    principal axes of the similarity); clusters are those of average linkage on one minus the similarity.
+    under noise, so that a feature that hardly varies does not count. Of an ensemble it is the mean of the members'
+    cosines. The embedding is classical scaling (the two first principal axes of the similarity); clusters are those of
+    average linkage on one minus the similarity.
     """
+
+    comparable = ("similarity_within",)  # axes and numbers of clusters are arbitrary
 
     n_clusters: PositiveInt = Field(6, description="Clusters at most.")
     n_movies: PositiveInt = Field(64, description="Noise movies that scale the features.")
@@ -30,20 +33,20 @@ class Population(Experiment):
     def measure(self, presenter: Presenter) -> Result:
         vectors, sessions, ids = [], [], []
         for group in presenter.groups:
-            scale = self._spread(presenter, group)
+            scales = self._spread(presenter, group)
             for index in group.sessions:
-                readout = presenter.twin.per_session[index].readout
-                weights = _weights(readout, len(scale))
-                if weights is None:
-                    raise ExperimentError(
-                        f"session {presenter.spec(index).name}: its readout has no weight for each feature and unit"
-                    )
-                vectors.append(weights * scale)
-                sessions += [presenter.spec(index).name] * len(weights)
+                parts = []
+                for member, scale in zip(presenter.twin.members, scales, strict=True):
+                    weights = _weights(member.module(index).readout, len(scale))
+                    if weights is None:
+                        raise ExperimentError(
+                            f"session {presenter.spec(index).name}: its readout has no weight for each feature and unit"
+                        )
+                    parts.append(_normed(weights * scale))
+                vectors.append(np.concatenate(parts, axis=1))
+                sessions += [presenter.spec(index).name] * len(parts[0])
                 ids += list(presenter.spec(index).unit_ids)
-        units = np.concatenate(vectors)
-        norms = np.linalg.norm(units, axis=1, keepdims=True)
-        units = units / np.where(norms > 0, norms, np.nan)
+        units = _normed(np.concatenate(vectors))
         similarity = np.nan_to_num(units @ units.T)
         np.fill_diagonal(similarity, 1.0)
         labels = _clusters(similarity, self.n_clusters)
@@ -60,20 +63,32 @@ class Population(Experiment):
             figures={"embedding": _figure(place, labels)},
         )  # fmt: skip
 
-    def _spread(self, presenter: Presenter, group) -> np.ndarray:
-        """Standard deviation of each feature of the core over noise movies, pixels and bins, (C,)."""
+    def _spread(self, presenter: Presenter, group) -> list[np.ndarray]:
+        """Standard deviation of each feature of the core of each member over noise movies, pixels and bins, (C,)."""
         twin, screen = presenter.twin, group.screen
         generator = torch.Generator().manual_seed(self.seed)
-        captured: list[torch.Tensor] = []
-        handle = twin.recurrent.register_forward_hook(lambda module, inputs, output: captured.append(output[0]))
+        captured: list[list[torch.Tensor]] = [[] for _ in twin.members]
+        handles = [
+            member.network.recurrent.register_forward_hook(
+                lambda module, inputs, output, kept=kept: kept.append(output[0])
+            )
+            for member, kept in zip(twin.members, captured, strict=True)
+        ]
         try:
             with torch.no_grad():
                 noise = torch.randn(self.n_movies, twin.context + 4, *screen.frame_shape, generator=generator)
                 movies = (screen.grey + 0.3 * screen.amplitude * noise).to(twin.like)
                 presenter.rates(group, movies)
         finally:
-            handle.remove()
-        return captured[0].double().std(dim=(0, 2, 3, 4)).cpu().numpy()
+            for handle in handles:
+                handle.remove()
+        return [kept[0].double().std(dim=(0, 2, 3, 4)).cpu().numpy() for kept in captured]
+
+
+def _normed(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length one; NaN where there is none."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, np.nan)
 
 
 def _weights(readout: torch.nn.Module, n_features: int) -> np.ndarray | None:
@@ -82,6 +97,8 @@ def _weights(readout: torch.nn.Module, n_features: int) -> np.ndarray | None:
     if features is None:
         return None
     kind = readout.kinds.get("features")
+    if getattr(readout, "basis", None) is not None:
+        features = readout.feature_weights()
     values = features.detach().double().cpu().numpy()
     if kind == "feature_maps":
         return values.mean(axis=(2, 3))

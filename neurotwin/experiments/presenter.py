@@ -17,7 +17,7 @@ from ..data.pipelines import apply_pipelines, pixel_scale
 from ..data.prepare import Prepared
 from ..data.spec import SessionSpec
 from ..errors import UserError
-from ..models.network import evaluating
+from ..models.network import Member, evaluating, mean_of
 from ..models.stages import Identity
 from ..models.twin import TwinModel
 
@@ -118,7 +118,7 @@ class Presenter:
         for name in wanted:
             if name not in names:
                 raise ExperimentError(f"the model has no session {name!r}; {nearest(name, names)}")
-        if twin.config.initial_input_channels == 0:
+        if not twin.sees_stimulus:
             raise ExperimentError("the model sees behaviour only (initial_input_channels: 0); nothing can be shown")
         self.twin, self.batch_frames = twin, batch_frames
         self.indices = [names.index(name) for name in wanted]
@@ -135,13 +135,21 @@ class Presenter:
         }
 
     @property
+    def alone(self) -> list["Presenter"]:
+        """A presenter for each member of an ensemble, which shows the same sessions with the same behaviour held."""
+        names, data = [self.spec(index).name for index in self.indices], list(self.prepared.values())
+        settings = {"sessions": names, "behavior": self.asked, "batch_frames": self.batch_frames}
+        return [Presenter(twin, data, **settings) for twin in self.twin.alone]
+
+    @property
     def groups(self) -> list[Group]:
         """The sessions, grouped by what they see: size and rate of frames, scaling, transforms and adapter."""
         found: dict[Any, list[int]] = {}
         for index in self.indices:
-            spec, screen = self.twin.sessions[index], self.screen(index)
+            screen = self.screen(index)
+            scales = tuple(member.network.sessions[member.sessions[index]].pixel_scale for member in self.twin.members)
             own = None if self._is_plain(index) else index
-            found.setdefault((screen, spec.pixel_scale, own), []).append(index)
+            found.setdefault((screen, scales, own), []).append(index)
         return [Group(tuple(indices), key[0]) for key, indices in found.items()]
 
     def screen(self, index: int) -> Screen:
@@ -175,14 +183,8 @@ class Presenter:
         if movies.shape[1] <= twin.context:
             raise ValueError(f"{movies.shape[1]} frames, where a prediction sees {twin.context + 1}")
         with evaluating(twin):
-            x = self._frames(group.sessions[0], movies)
-            shared = list(twin.stages)
-            length, split = movies.shape[1] - twin.context, len(shared)
-            if twin.core_takes_behavior:
-                split = next(number for number, stage in enumerate(shared) if stage.takes_behavior)
-            for stage in shared[:split]:
-                x = stage(x, None, None)[0]
-            return {index: self._of_session(index, shared[split:], x, length) for index in group.sessions}
+            each = [self._of_member(member, group, movies) for member in twin.members]
+        return {index: mean_of([rates[index] for rates in each]) for index in group.sessions}
 
     def show(
         self, group: Group, n: int, make: Callable[[np.ndarray], Tensor],
@@ -260,10 +262,22 @@ class Presenter:
     # ----------------------------------------------------------------------------------------------------------------
 
     def _is_plain(self, index: int) -> bool:
-        plain = isinstance(self.twin.per_session[index].adapter, Identity)
+        plain = all(isinstance(member.module(index).adapter, Identity) for member in self.twin.members)
         return plain and pixel_scale(self.spec(index).config) is not None
 
-    def _frames(self, index: int, movies: Tensor) -> Tensor:
+    def _of_member(self, member: Member, group: Group, movies: Tensor) -> dict[int, Tensor]:
+        """The rates of one network; all that the sessions share is computed once."""
+        network, length = member.network, movies.shape[1] - self.twin.context
+        x = self._frames(member, group.sessions[0], movies)
+        shared = list(network.stages)
+        split = len(shared)
+        if network.core_takes_behavior:
+            split = next(number for number, stage in enumerate(shared) if stage.takes_behavior)
+        for stage in shared[:split]:
+            x = stage(x, None, None)[0]
+        return {index: self._of_session(member, index, shared[split:], x, length) for index in group.sessions}
+
+    def _frames(self, member: Member, index: int, movies: Tensor) -> Tensor:
         """Scaled and adapted, (N, C, T, H, W)."""
         spec = self.spec(index)
         if pixel_scale(spec.config) is None:
@@ -272,18 +286,20 @@ class Presenter:
             raw = raw[:, :, 0] if raw.shape[2] == 1 else raw
             made = [apply_pipelines(spec.config, {"stim": movie}, **settings)["stim"] for movie in raw]
             movies = as_frames(torch.from_numpy(np.stack(made))).to(movies)
-        factor, offset = spec.pixel_scale
-        return self.twin.per_session[index].adapter(movies.transpose(1, 2) * factor + offset)[0]
+        factor, offset = member.network.sessions[member.sessions[index]].pixel_scale
+        return member.module(index).adapter(movies.transpose(1, 2) * factor + offset)[0]
 
-    def _of_session(self, index: int, stages: Sequence[Any], x: Tensor, length: int) -> Tensor:
-        held, history = self._behavior[index], self._history[index]
-        behavior = None if held is None else held.to(x).expand(len(x), self.twin.context + length, -1)
+    def _of_session(self, member: Member, index: int, stages: Sequence[Any], x: Tensor, length: int) -> Tensor:
+        held, history, module = self._behavior[index], self._history[index], member.module(index)
+        behavior = None
+        if held is not None and member.network.takes_behavior:
+            held = member.behavior(index, held.to(x))
+            behavior = held.expand(len(x), self.twin.context + length, -1)
         for stage in stages:
             seen = None if behavior is None else behavior[:, behavior.shape[1] - x.shape[2] :]
             x = stage(x, seen, None)[0]
-        module = self.twin.per_session[index]
         if history is not None:
-            history = history.to(x).expand(len(x), module.history_encoder.n_lags + length, -1)
+            history = history.to(x).expand(len(x), self.twin.history_lags + length, -1)
         return module(x[:, :, -length:], behavior, history)
 
     def _held_behavior(self, index: int) -> Tensor | None:

@@ -32,6 +32,8 @@ class ReceptiveField(Experiment):
     the same bins. Both keep the correlations of the stimulus, so that they can be compared with nothing undone.
     """
 
+    periods = {"orientation_deg": 180.0}
+
     method: Literal["gradient", "noise"] = Field("gradient", description="How filters are estimated.")
     movies: Literal["auto", "natural", "noise"] = Field(
         "auto",

@@ -1,6 +1,6 @@
 """What every likelihood is: one object that scores, draws, starts and checks the responses of a session's units."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -155,8 +155,38 @@ class Likelihood(nn.Module):
         terms = -self.log_likelihood(rates, responses, exposure)
         return torch.where(valid, terms, 0.0).sum().to(rates.dtype)
 
+    def cross_entropy(self, rates: Tensor, expected: Tensor) -> Tensor:
+        """The mean of −:meth:`log_likelihood` over responses whose expectation is known, (..., U).
+
+        A model that learns from the rates of another one minimises it. Terms without the rate may be left out. The
+        default is right where the logarithm of the probability is linear in the response, such terms aside.
+
+        Parameters
+        ----------
+        rates
+            (..., U) predicted response per bin and presentation.
+        expected
+            (..., U) expectation of the response.
+        """
+        return -self.log_likelihood(rates, expected)
+
     def initialise(self, statistics: ResponseStatistics) -> None:
         """Set the parameters of its own from the training responses; without parameters there is nothing to set."""
+
+    @torch.no_grad()
+    def pool(self, members: "Sequence[Likelihood]") -> None:
+        """Take the parameters that suit the mean of the rates of several models, from those of their likelihoods.
+
+        The variance of a response at a rate is then the mean of the variances that the members give it at this rate.
+        Parameters for which no other definition is made are averaged.
+
+        Parameters
+        ----------
+        members
+            Likelihoods of the same class and units.
+        """
+        for name, own in self.state_dict(keep_vars=True).items():
+            own.copy_(torch.stack([member.state_dict()[name].to(own) for member in members]).mean(dim=0))
 
     def check(self, minimum: float, whole: bool, session: str, exposed: bool = False) -> None:
         """Refuse responses that it cannot score.

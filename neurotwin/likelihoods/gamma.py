@@ -1,7 +1,7 @@
 """The zero-inflated gamma likelihood."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -111,6 +111,12 @@ class Gamma(Likelihood):
         standard = torch._standard_gamma(k.expand(rates.shape).contiguous(), generator=generator)
         return torch.where(uniform < share, standard * rates / (k * share), 0.0)
 
+    def cross_entropy(self, rates: Tensor, expected: Tensor) -> Tensor:
+        """That of zeros and of positive responses, whose share follows from the expectation."""
+        zero = torch.exp(-expected / self.event.detach().to(expected.dtype))
+        positive = expected / (1 - zero).clamp_min(1e-6)
+        return -zero * self.log_prob(rates, torch.zeros_like(expected)) - (1 - zero) * self.log_prob(rates, positive)
+
     @torch.no_grad()
     def initialise(self, statistics: ResponseStatistics) -> None:
         """c and k of the constant rate with the same mean, variance and share of zeros.
@@ -135,6 +141,19 @@ class Gamma(Likelihood):
                 "{type: gaussian} if they are dF/F",
                 session, minimum,
             )  # fmt: skip
+
+    @torch.no_grad()
+    def pool(self, members: Sequence["Gamma"]) -> None:
+        r"""The c and k with the members' mean share of zeros and mean variance where rates are low.
+
+        There, to first order in λ, :math:`1 - p_0 = \lambda/c` and the variance is :math:`\lambda c (1 + 1/k)`. Hence c
+        is the harmonic mean of theirs, and :math:`c (1 + 1/k)` the mean of theirs.
+        """
+        event, shape = (torch.stack([getattr(m, name) for m in members]) for name in ("event", "shape"))
+        own = 1 / (1 / event).mean(dim=0)
+        spread = (event * (1 + 1 / shape)).mean(dim=0) / own - 1
+        self.log_event.copy_(own.log())
+        self.log_shape.copy_(-spread.log())
 
     def counted(self, responses: Tensor) -> Tensor:
         """What is below zero as zero."""

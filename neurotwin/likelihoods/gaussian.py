@@ -1,6 +1,6 @@
 """The Gaussian likelihood."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log, pi
 
 import torch
@@ -82,6 +82,12 @@ class Gaussian(Likelihood):
             variance = torch.where(varies, variance, variance[varies].median())
             self.log_variance.copy_(variance.log())
             self.smallest.copy_(_SMALLEST_SHARE * variance)
+
+    @torch.no_grad()
+    def pool(self, members: Sequence["Gaussian"]) -> None:
+        """The mean of the variances."""
+        self.smallest.copy_(torch.stack([member.smallest for member in members]).mean(dim=0))
+        self.log_variance.copy_(torch.stack([member.variance for member in members]).mean(dim=0).log())
 
     def terms(self, responses: Tensor, exposure: Tensor) -> tuple[Tensor, ...]:
         """y²/e, and log e."""

@@ -1,6 +1,6 @@
 """The negative binomial likelihood."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -92,6 +92,12 @@ class NegativeBinomial(Likelihood):
         known = (mean > 0) & moments.isfinite()
         start = moments.log().to(self.log_dispersion)
         self.log_dispersion.copy_(torch.where(known.to(start.device), start, self.log_dispersion))
+
+    @torch.no_grad()
+    def pool(self, members: Sequence["NegativeBinomial"]) -> None:
+        r"""The mean of the dispersions, because the variance :math:`\lambda + \alpha\lambda^2` is linear in α."""
+        mean = torch.stack([member.dispersion for member in members]).mean(dim=0)
+        self.log_dispersion.copy_(mean.log())
 
     def check(self, minimum: float, whole: bool, session: str, exposed: bool = False) -> None:
         """Refuse counts that are negative or not whole."""

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, Field, field_validator
 from torch import Tensor, nn
 
 from ..config import ConfigError, FlatPart, NullIsNone, Params, define
-from .layers import Activation, ActivationName, ActParams, Conv, ConvParams
+from .activations import Activation, ActivationName, ActParams
+from .layers import Conv, ConvParams
 from .norms import NormParams
 from .stages import Layer, Maps
 
@@ -46,7 +47,7 @@ class BlockConfig(Params):
     act_type: ActivationName = Field(
         "relu",
         description="none = identity, relu, leakyrelu, gelu, sigmoid, tanh, silu = swish, mish, softplus, bsoftplus, "
-        "splitrelu, square, or a class of torch.nn.",
+        "splitrelu, square, energy (a² + b² of pairs of channels), amplitude (its root), or a class of torch.nn.",
     )
     act_params: ActParams = Field(default_factory=ActParams, description="Parameters of the activation.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Probability that a channel is dropped in training.")

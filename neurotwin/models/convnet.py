@@ -3,8 +3,8 @@
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from math import floor, sqrt
-from typing import Annotated, Any
+from math import floor, pi, sqrt
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..config import Only, Params, PositiveInt, register
+from ..config import ConfigError, Only, Params, PositiveInt, register
+from .activations import Activation, ActivationName
 from .blocks import Block, BlockConfig
-from .layers import Activation, ActivationName
-from .norms import BatchNorm
-from .stages import Layer, Maps, Stage, fold_time, inside, normal, per_frame, unfold_time
+from .norms import Norm
+from .stages import Layer, Maps, Stage, channels_last, fold_time, inside, normal, per_frame, pixel_centres, unfold_time
 
-__all__ = ["ConvNet", "ConvNetParams", "DenseNet", "ResNet", "Skip"]
+__all__ = ["ConvNet", "ConvNetParams", "DenseNet", "ResNet", "Skip", "position_channels"]
 
 
 class StemConfig(BlockConfig):
@@ -36,6 +36,11 @@ class ConvNetParams(Params):
     channels: tuple[PositiveInt, ...] = Field((32, 64), min_length=1, description="Output channels of each block.")
     stem_config: StemConfig | None = Field(None, description="A block before the first.")
     block_configs: tuple[BlockConfig, ...] | None = Field(None, description="One a channel. Default: 3x3x3, relu.")
+    position_channels: Literal["none", "linear", "fourier"] = Field(
+        "none",
+        description="Channels that say where a pixel is, put beside the others before the first block: its place along "
+        "each axis from −1 to 1 (linear; Liu et al. 2018), and sine and cosine of π times that as well (fourier).",
+    )
     final_activation: ActivationName = Field("none", description="Activation after the last block.")
     checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
 
@@ -63,6 +68,10 @@ class ConvNet(Stage):
         super().__init__()
         self.checkpointing, maps = params.checkpointing, inputs
         self.stem, self.blocks = None, nn.ModuleList()
+        places = None if params.position_channels == "none" else position_channels(params.position_channels, inputs)
+        self.register_buffer("places", places, persistent=False)
+        if places is not None:
+            maps = replace(maps, channels=maps.channels + len(places))
         if params.stem_config is not None:
             with inside("stem_config"):
                 self.stem = Block(params.stem_config, maps, params.stem_config.out_channels, generator=generator)
@@ -82,6 +91,9 @@ class ConvNet(Stage):
         return block
 
     def forward(self, x: Tensor, behavior: Tensor | None = None, state: Any = None) -> tuple[Tensor, None]:
+        if self.places is not None:
+            places = self.places.to(x.dtype)[None, :, None].expand(len(x), -1, x.shape[2], -1, -1)
+            x = channels_last(torch.cat([x, places], dim=1))
         for block in self._all():
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_recompute_contexts, block))
@@ -103,6 +115,16 @@ class ResNet(ConvNet):
         resnet_post_add_activation: ActivationName | None = Field(
             None, description="Activation after shortcut and block are added."
         )
+        drop_path: float = Field(
+            0.0, ge=0, lt=1,
+            description="Probability that the last block is left out for a clip in training, which leaves its "
+            "shortcut; earlier blocks are left out less often, in proportion to their depth (Huang et al. 2016).",
+        )  # fmt: skip
+
+    def __init__(self, params: Params, inputs: Maps, *, generator: torch.Generator):
+        super().__init__(params, inputs, generator=generator)
+        for depth, residual in enumerate(self.blocks, 1):
+            residual.drop_path = params.drop_path * depth / len(self.blocks)
 
     def stage(self, block: Block, inputs: Maps, params: Params, generator: torch.Generator) -> Layer:
         return Residual(block, inputs, params.resnet_post_add_activation or "none", generator=generator)
@@ -123,10 +145,12 @@ class Residual(Layer):
     """block(x) + shortcut(x), then an activation.
 
     The shortcut is x where channels and size agree, else a 1×1 convolution of the pixels that the block's outputs are
-    centred on.
+    centred on. In training, block(x) is 0 for a clip with probability `drop_path`, and block(x) / (1 − drop_path) else,
+    so that its mean is that of evaluation (stochastic depth, Huang et al. 2016).
     """
 
     kinds = {"weight": "kernel"}
+    drop_path = 0.0
 
     def __init__(self, block: Block, inputs: Maps, activation: str, *, generator: torch.Generator):
         super().__init__()
@@ -144,7 +168,11 @@ class Residual(Layer):
         shortcut = self.skip(x)
         if self.weight is not None:
             shortcut = unfold_time(F.conv2d(fold_time(shortcut), self.weight), len(x))
-        return self.act(self.block(x) + shortcut)
+        y = self.block(x)
+        if self.training and self.drop_path:
+            kept = torch.rand(len(x), 1, 1, 1, 1, dtype=y.dtype, device=y.device) >= self.drop_path
+            y = y * (kept / (1 - self.drop_path)).to(y.dtype)
+        return self.act(y + shortcut)
 
 
 class Dense(Layer):
@@ -189,6 +217,22 @@ class Skip(nn.Module):
         return x[..., self.crop[0], self.crop[1]]
 
 
+def position_channels(kind: str, inputs: Maps) -> Tensor:
+    """Where the pixels of a map are, (C, H, W): x, y from −1 to 1 at the edges; for `fourier`, sines and cosines too.
+
+    Raises
+    ------
+    ConfigError
+        If frames or bars have one pixel. (A full field has no axes, so that there is nothing to say of them.)
+    """
+    half = torch.tensor([inputs.width / 2, inputs.height / 2])
+    place = (pixel_centres(inputs.height, inputs.width) / half).permute(2, 0, 1)
+    place = place[[axis for axis, size in enumerate((inputs.width, inputs.height)) if size > 1]]
+    if inputs.axes and not len(place):
+        raise ConfigError(f"position_channels: {kind}, but maps of one pixel have no positions; use none")
+    return torch.cat([place, (pi * place).sin(), (pi * place).cos()]) if kind == "fourier" else place
+
+
 def _recompute_contexts(block: nn.Module):
     """Contexts of the first pass and of the one that recomputes it."""
     return nullcontext(), _running_averages_frozen(block)
@@ -196,8 +240,8 @@ def _recompute_contexts(block: nn.Module):
 
 @contextmanager
 def _running_averages_frozen(module: nn.Module):
-    """Keep batch norms from counting values twice while a block is recomputed."""
-    norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
+    """Keep norms from counting values twice while a block is recomputed."""
+    norms = [m for m in module.modules() if isinstance(m, Norm)]
     for norm in norms:
         norm.frozen = True
     try:

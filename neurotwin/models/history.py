@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Params, PositiveInt, register
-from .layers import Activation, ActivationName
+from .activations import Activation, ActivationName
 from .stages import linear
 
 __all__ = ["SpikeHistory"]

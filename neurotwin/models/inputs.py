@@ -26,7 +26,10 @@ from ..data.transforms import PIXEL_NORM
 from ..tensorfile import blocks
 from .network import Network
 
-__all__ = ["Movie", "Predictable", "RecordedSession", "check_chunk", "is_recording", "open_movie", "open_recording"]
+__all__ = [
+    "Movie", "Predictable", "RecordedSession", "as_trained", "check_chunk", "is_recording", "open_movie",
+    "open_recording",
+]  # fmt: skip
 
 Predictable = Session | str | os.PathLike[str]
 """A recording, its path, or the name of a session that the model was trained on."""
@@ -122,17 +125,11 @@ def open_recording(
     spec = network.sessions[index]
     if bin_rate is not None and abs(bin_rate - recording.bin_rate) > 1e-3 * recording.bin_rate:
         raise SessionError(f"session {recording.name!r}: has {recording.bin_rate:g} bins a second, not {bin_rate:g}")
-    config = _config(spec, recording)
-    arrays, found = arrange(recording, config, "uint8", fitted=spec.fitted)
-    _check_alike(spec, found)
-    if spec.stimulus_range is not None:
-        _check_range(spec, *found.stimulus_range, whole=True, kind=recording.stimulus.dtype.kind)
-    source = arrays.pop("stimulus", recording.stimulus)
-    prepared = Prepared(spec=replace(found, n_lags=spec.n_lags, n_history=spec.n_history), source=source, **arrays)
+    prepared = as_trained(spec, recording)
     runs = usable_runs(prepared, part, least=network.context)
     if not len(runs):
         raise SessionError(f"session {recording.name!r}: no bin {f'of the {part} part ' * bool(part)}can be predicted")
-    bins = modelled_bins(recording, config).first
+    bins = modelled_bins(recording, prepared.spec.config).first
     time = bins / recording.bin_rate if recording.time is None else np.asarray(recording.time)[bins]
     exposure = np.ones(len(bins), np.float32) if prepared.exposure is None else prepared.exposure
     known = {
@@ -141,6 +138,33 @@ def open_recording(
         "repeat_id": prepared.repeat_id, "responses": prepared.responses,
     }  # fmt: skip
     return RecordedSession(index, prepared, runs, known)
+
+
+def as_trained(spec: SessionSpec, recording: Session, types: Sequence[str] | None = None) -> Prepared:
+    """Prepare a recording as a session was, with the constants that were fitted in training.
+
+    Parameters
+    ----------
+    spec
+        The session as the model knows it.
+    recording
+        The recording.
+    types
+        Stimulus types to use in place of those that the model was trained on.
+
+    Raises
+    ------
+    SessionError
+        If the recording is not like the session that was trained on.
+    """
+    if types is not None:
+        spec = replace(spec, config=spec.config.model_copy(update={"types": tuple(types)}))
+    arrays, found = arrange(recording, _config(spec, recording), "uint8", fitted=spec.fitted)
+    _check_alike(spec, found)
+    if spec.stimulus_range is not None:
+        _check_range(spec, *found.stimulus_range, whole=True, kind=recording.stimulus.dtype.kind)
+    source = arrays.pop("stimulus", recording.stimulus)
+    return Prepared(spec=replace(found, n_lags=spec.n_lags, n_history=spec.n_history), source=source, **arrays)
 
 
 def _recording(network: Network, given: Predictable, session: str | int | None) -> tuple[Session, str | int]:
@@ -299,8 +323,7 @@ def padded_history(network: Network, index: int, responses: np.ndarray | None, n
     responses = _numbers(responses, "responses")
     if responses.shape != (n_bins, n_units):
         raise ValueError(f"responses have shape {responses.shape}; give ({n_bins}, {n_units}), bins and units")
-    before = network.per_session[index].history_encoder.n_lags
-    return np.concatenate([np.zeros((before, n_units)), responses])
+    return np.concatenate([np.zeros((network.history_lags, n_units)), responses])
 
 
 def _transformed(spec: SessionSpec, signals: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:

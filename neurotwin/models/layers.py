@@ -1,4 +1,4 @@
-"""The layers of a network: convolutions over time and space, activations, perceptrons."""
+"""The layers of a network: convolutions over time and space, perceptrons."""
 
 from dataclasses import replace
 from math import prod, sqrt
@@ -8,16 +8,14 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import activation as torch_activations
 
-from ..config import ConfigError, NullIsNone, Params, PositiveInt, PositiveSize, Size, nearest
-from .stages import Layer, Maps, channels_last, linear, normal, per_frame
+from ..config import ConfigError, Params, PositiveInt, PositiveSize, Size
+from .activations import Activation, ActivationName
+from .stages import Layer, Maps, channels_last, inside, linear, normal, per_frame
+from .steerable import rotated_basis
 
 __all__ = [
     "MLP",
-    "ActParams",
-    "Activation",
-    "ActivationName",
     "Conv",
     "ConvParams",
     "EncoderParams",
@@ -32,28 +30,12 @@ _LARGE_KERNEL = 7000
 """Values of one output channel's kernel: 64 of them, what oneDNN takes at a time, then fill most of a cache of 2 MB."""
 
 
-ACTIVATIONS = (
-    "none", "identity", "relu", "leakyrelu", "gelu", "sigmoid", "tanh", "silu", "swish", "mish", "softplus",
-    "bsoftplus", "splitrelu", "square",
-)  # fmt: skip
-
-
-def _check_activation(name: str) -> str:
-    """Return the name if it is an activation of the dialect or of torch.nn; raise ValueError if not."""
-    classes = [key for key in torch_activations.__all__ if key != "MultiheadAttention"]
-    if name not in ACTIVATIONS and name not in classes:
-        raise ValueError(f"unknown activation {name!r}; {nearest(name, [*ACTIVATIONS, *classes])}")
-    return name
-
-
 def _check_odd(value: int) -> int:
     if value % 2 == 0:
         raise ValueError("must be odd, or the map shifts")
     return value
 
 
-ActivationName = Annotated[str, AfterValidator(_check_activation), NullIsNone]
-"""Name of an activation of the dialect, or of a class of torch.nn."""
 OddInt = Annotated[PositiveInt, AfterValidator(_check_odd)]
 """Size of a kernel that has a middle."""
 
@@ -88,8 +70,10 @@ class KernelParams(Params):
 class ConvParams(KernelParams):
     """A convolution over time and space."""
 
-    type: Literal["standard", "depthwise"] = Field(
-        "standard", description="standard, or depthwise followed by a pointwise convolution."
+    type: Literal["standard", "depthwise", "factorized"] = Field(
+        "standard",
+        description="standard; depthwise, followed by a pointwise convolution; or factorized: over space, then relu, "
+        "then over time, with about as many weights as standard has (Tran et al. 2018).",
     )
     kernel_size: PositiveSize = Field((3, 3, 3), description="[T, H, W] in bins and pixels.")
     stride: PositiveSize = Field(
@@ -100,6 +84,11 @@ class ConvParams(KernelParams):
     )
     dilation: PositiveSize = Field((1, 1, 1), description="[T, H, W].")
     groups: PositiveInt = Field(1, description="Groups of channels that do not mix.")
+    rotations: PositiveInt = Field(
+        1,
+        description="Each filter comes in this many orientations, a channel each, beside one another (Ecker et al. "
+        "2019). Filters are then sums of Hermite functions, which fade towards the edges.",
+    )
     bias: bool | None = Field(None, description="Default: true only without a norm.")
     padding_mode: Literal["zeros", "replicate", "reflect", "circular"] = Field("zeros", description="Spatial padding.")
 
@@ -115,16 +104,6 @@ def idle_padding(padding: tuple[int, int, int]) -> dict[str, tuple[Any, str]]:
     return {"padding": ((0, *padding[1:]), why)}
 
 
-class ActParams(Params):
-    """Parameters of an activation."""
-
-    negative_slope: float | None = Field(None, description="leakyrelu: slope below 0 (default 0.01).")
-    beta: float | None = Field(
-        None, gt=0, description="softplus, bsoftplus: sharpness (its initial value, where learned)."
-    )
-    split_dim: int | None = Field(None, description="splitrelu: axis that doubles; the channels by default.")
-
-
 class Kernel(Layer):
     """A convolution kernel (outputs, inputs, T, H, W), tapered and normalised as configured.
 
@@ -137,7 +116,7 @@ class Kernel(Layer):
         What is done to it.
     """
 
-    kinds = {"weight": "kernel", "gain": "scale", "bias": "bias", "pointwise": "kernel"}
+    kinds = {"weight": "kernel", "gain": "scale", "bias": "bias", "pointwise": "kernel", "temporal": "kernel"}
 
     def __init__(self, weight: Tensor, params: KernelParams):
         super().__init__()
@@ -175,23 +154,38 @@ class Conv(Kernel):
     It runs in 3-D, channels-last, or on frames folded into the batch, their taps folded into the channels: always where
     there is one tap, and where the kernel is so large that a processor's cache does not hold what it multiplies with
     (``docs/performance.md``). Attributes as for :class:`Block`.
+
+    A second kernel follows where the first one leaves channels apart (`pointwise`) or sees one frame at a time
+    (`temporal`). The latter comes after a relu. The number of channels between is what makes both kernels together as
+    large as a standard one, at least 1 (Tran et al. 2018).
     """
 
     def __init__(
         self, params: ConvParams, inputs: Maps, channels: int, *, bias: bool, generator: torch.Generator
     ):  # fmt: skip
-        depthwise = params.type == "depthwise"
-        groups = inputs.channels if depthwise else params.groups
-        between = inputs.channels if depthwise else channels
+        (taps, *size), (step, *stride), (dilation, *spread) = params.kernel_size, params.stride, params.dilation
+        size, stride = inputs.present(tuple(size), 1), inputs.present(tuple(stride), 1)
+        groups, between, second = params.groups, channels, None
+        if params.type == "depthwise":
+            groups = between = inputs.channels
+            second = "pointwise"
+        elif params.type == "factorized":
+            if groups > 1:
+                raise ConfigError("conv_params.groups: factorized mixes all channels over time; use groups: 1")
+            between = _channels_between(inputs.channels, channels, taps, prod(size))
+            second = "temporal"
         if inputs.channels % groups or between % groups:
             raise ConfigError(
                 f"conv_params.groups: {groups} groups do not divide {inputs.channels} channels in and {between} out"
             )
-        (taps, *size), (step, *stride), (dilation, *spread) = params.kernel_size, params.stride, params.dilation
-        size, stride = inputs.present(tuple(size), 1), inputs.present(tuple(stride), 1)
-        shape = (between, inputs.channels // groups, taps, *size)
+        later = taps if second == "temporal" else 1
+        shape = (between, inputs.channels // groups, taps // later, *size)
+        basis = None if params.rotations == 1 else _orientations(params, inputs, between)
+        if basis is not None:
+            shape = (between // params.rotations, *shape[1:3], basis.shape[1], 1)
         super().__init__(normal(*shape, std=sqrt(2 / prod(shape[1:])), generator=generator), params)
-        self.groups = groups
+        self.register_buffer("basis", basis, persistent=False)
+        self.groups, self.second = groups, second
         self.folds = shape[2] == 1 or (groups == 1 and prod(shape[1:]) > _LARGE_KERNEL)
         self.stride, self.spread, self.padding = stride, tuple(spread), inputs.present(params.padding[1:], 0)
         self.mode = params.padding_mode
@@ -207,8 +201,15 @@ class Conv(Kernel):
                 raise ConfigError(f"conv_params.padding: {self.mode} needs padding of at most {pixels - spare} here")
         self.outputs = replace(maps, channels=channels, step=inputs.step * step)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        pointwise = normal(channels, between, 1, 1, 1, std=sqrt(2 / between), generator=generator)
-        self.pointwise = nn.Parameter(pointwise) if depthwise else None
+        kernel = normal(channels, between, later, 1, 1, std=sqrt(2 / (between * later)), generator=generator)
+        for name in ("pointwise", "temporal"):
+            self.register_parameter(name, nn.Parameter(kernel) if name == self.second else None)
+
+    def kernel(self) -> Tensor:
+        """The kernel to convolve with; its filters in all orientations, one after another."""
+        if self.basis is None:
+            return super().kernel()
+        return torch.einsum("oitbn,rbhw->orithw", super().kernel(), self.basis).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x, kernel, bias, padding = channels_last(x), self.kernel(), self.bias, self.padding
@@ -216,17 +217,42 @@ class Conv(Kernel):
             # Padding frame by frame keeps the batch channels-last.
             x = per_frame(F.pad, x, (padding[1], padding[1], padding[0], padding[0]), mode=self.mode)
             padding = (0, 0)
-        first_bias = None if self.pointwise is not None else bias
+        first_bias = None if self.second else bias
         if self.folds:
-            x, kernel = _taps_as_channels(x, self.context, self.dilation), kernel.transpose(1, 2).flatten(1, 2)
+            if self.second != "temporal":
+                x = _taps_as_channels(x, self.context, self.dilation)
+            kernel = kernel.transpose(1, 2).flatten(1, 2)
             y = per_frame(F.conv2d, x, kernel, first_bias, self.stride, padding, self.spread, self.groups)
         else:
             kernel = kernel.contiguous(memory_format=torch.channels_last_3d)
             spread = (self.dilation, *self.spread)
             y = F.conv3d(x, kernel, first_bias, (1, *self.stride), (0, *padding), spread, self.groups)
-        if self.pointwise is not None:
+        if self.second == "pointwise":
             y = per_frame(F.conv2d, y, self.pointwise[:, :, 0], bias)
+        elif self.second == "temporal":
+            y = _taps_as_channels(channels_last(y.relu()), self.context, self.dilation)
+            y = per_frame(F.conv2d, y, self.temporal.transpose(1, 2).flatten(1, 2), bias)
         return y
+
+
+def _orientations(params: ConvParams, inputs: Maps, channels: int) -> Tensor:
+    """The functions that filters in several orientations are sums of."""
+    if inputs.axes < 2 or params.type != "standard" or params.groups > 1 or params.aa_signal:
+        raise ConfigError(
+            "conv_params.rotations: filters are turned in frames, mix all channels and fade by themselves; use type: "
+            "standard without groups and aa_signal, or leave rotations out"
+        )
+    if channels % params.rotations:
+        raise ConfigError(
+            f"conv_params.rotations: {channels} filters are no multiple of {params.rotations} orientations"
+        )
+    with inside("conv_params"):
+        return rotated_basis(params.kernel_size[1:], params.rotations)
+
+
+def _channels_between(inputs: int, outputs: int, taps: int, pixels: int) -> int:
+    """Channels between a kernel over space and one over time that together have as many weights as a whole one."""
+    return max(1, taps * pixels * inputs * outputs // (pixels * inputs + taps * outputs))
 
 
 def _taps_as_channels(x: Tensor, context: int, step: int) -> Tensor:
@@ -251,75 +277,6 @@ def taper(size: int, window: str, power: float) -> Tensor:
         return torch.ones(size)
     values = getattr(torch.signal.windows, window)(size + 2, sym=True, dtype=torch.float64)[1:-1]
     return ((values / values.max()) ** power).to(torch.get_default_dtype())
-
-
-_TORCH_NAMES = {
-    "none": "Identity", "identity": "Identity", "relu": "ReLU", "leakyrelu": "LeakyReLU", "gelu": "GELU",
-    "sigmoid": "Sigmoid", "tanh": "Tanh", "silu": "SiLU", "swish": "SiLU", "mish": "Mish", "softplus": "Softplus",
-    "Softmax2d": "Softmax",
-}  # fmt: skip
-_OVER_CHANNELS = ("GLU", "Softmax", "Softmin", "LogSoftmax")
-_READS = {"leakyrelu": "negative_slope", "LeakyReLU": "negative_slope", "softplus": "beta", "Softplus": "beta"}
-_READS |= {"bsoftplus": "beta", "splitrelu": "split_dim"}
-
-
-class Activation(nn.Module):
-    """An activation of the dialect, or of torch.nn by its class name.
-
-    Parameters
-    ----------
-    name
-        The name.
-    params
-        Its parameters; those that it does not read must not be given.
-    dim
-        Axis of the channels, for those that mix, split or double them.
-
-    Raises
-    ------
-    ConfigError
-        If a parameter is given that the activation does not read, or one is missing.
-
-    Examples
-    --------
-    >>> Activation("splitrelu")(torch.tensor([[1.0, -2.0]]))
-    tensor([[1., 0., 0., 2.]])
-    """
-
-    kinds = {"log_beta": "sharpness"}
-
-    def __init__(self, name: str, params: ActParams | None = None, *, dim: int = 1):
-        super().__init__()
-        given = {} if params is None else params.model_dump(exclude_none=True)
-        if idle := set(given) - {_READS.get(name)}:
-            raise ConfigError(f"act_params.{min(idle)}: {name} does not read it; leave it out")
-        if given.pop("split_dim", dim) != dim:
-            raise ConfigError(f"act_params.split_dim: only the channels (axis {dim}) can be split; leave it out")
-        self.name, self.dim = name, dim
-        if name == "bsoftplus":
-            self.log_beta = nn.Parameter(torch.tensor(given.get("beta", 1.0)).log())
-        elif name not in ("splitrelu", "square"):
-            kind = _TORCH_NAMES.get(name, name)
-            try:
-                self.function = getattr(nn, kind)(**given, **({"dim": dim} if kind in _OVER_CHANNELS else {}))
-            except TypeError:
-                raise ConfigError(f"act_type: {name} has parameters that the dialect cannot give it") from None
-
-    def channels(self, inputs: int) -> int:
-        """Channels that come out."""
-        if self.name == "GLU" and inputs % 2:
-            raise ConfigError(f"act_type: GLU halves the channels, and {inputs} is odd")
-        return {"splitrelu": 2 * inputs, "GLU": inputs // 2}.get(self.name, inputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.name == "splitrelu":
-            return torch.cat([x.relu(), (-x).relu()], dim=self.dim)
-        if self.name == "square":
-            return x.square()
-        if self.name == "bsoftplus":
-            beta = self.log_beta.exp()
-            return F.softplus(beta * x) / beta
-        return self.function(x)
 
 
 class EncoderParams(Params):

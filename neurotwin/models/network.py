@@ -6,6 +6,7 @@ all sessions together. At last the readout of each session turns its share of th
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .checks import check_behavior, check_frames, check_lags, check_sessions
 from .session_module import SessionModule
 from .stages import Stage, build, channels_last, reserving
 
-__all__ = ["CORE_PARTS", "Network", "Streamer", "evaluating"]
+__all__ = ["CORE_PARTS", "Member", "Network", "Streamer", "evaluating", "mean_of"]
 
 CORE_PARTS = ("frontend", "convnet", "modulator", "recurrent")
 """Stages of the shared core, in the order in which they are run."""
@@ -96,9 +97,20 @@ class Network(nn.Module):
         return tuple(getattr(self, part) for part in CORE_PARTS)
 
     @property
+    def members(self) -> tuple["Member", ...]:
+        """The networks whose mean rates are predicted: this one; of an ensemble, several."""
+        everything = len(self.sessions)
+        return (Member(self, tuple(range(everything)), (None,) * everything),)
+
+    @property
     def like(self) -> Tensor:
         """A parameter: the type and device of what the network computes with."""
         return self.per_session[0].like
+
+    @property
+    def sees_stimulus(self) -> bool:
+        """Whether rates depend on the stimulus."""
+        return self.config.initial_input_channels != 0
 
     @property
     def core_takes_behavior(self) -> bool:
@@ -114,6 +126,11 @@ class Network(nn.Module):
     def takes_history(self) -> bool:
         """Whether rates depend on the units' own past."""
         return self.config.history_encoder is not None
+
+    @property
+    def history_lags(self) -> int:
+        """Bins of the units' own past that rates depend on."""
+        return self.per_session[0].history_encoder.n_lags if self.takes_history else 0
 
     def forward(self, clips: list[Clip]) -> list[Tensor]:
         """Predict clips.
@@ -162,6 +179,16 @@ class Network(nn.Module):
             self.per_session[clip.session](x, seen, clip.history)
             for clip, x, seen in zip(clips, features, behavior, strict=True)
         ], state
+
+    def each(self, clips: list[Clip], state: Any) -> tuple[list[list[Tensor]], Any]:
+        """Rates of each member, of which :meth:`step` gives the mean, and the state."""
+        rates, state = self.step(clips, state)
+        return [rates], state
+
+    def drives(self, clip: Clip, state: Any) -> tuple[list[Tensor], Any]:
+        """What drives the units in each member, spike history aside, (B, L, U), and the state."""
+        (x,), (behavior,), state = self.features([clip], state)
+        return [self.per_session[clip.session].drive(x, behavior)], state
 
     def features(
         self, clips: list[Clip], state: list[Any] | None
@@ -234,11 +261,47 @@ class Network(nn.Module):
         """The last frames of clips, scaled and adapted: (B, C, T, H, W)."""
         dtype = self.like.dtype
         x = clip.stimulus[:, :, -frames:]
-        if self.config.initial_input_channels == 0:
+        if not self.sees_stimulus:
             return torch.zeros(len(x), 0, frames, 1, 1, dtype=dtype, device=x.device)
         factor, offset = self.sessions[clip.session].pixel_scale
         x = x.to(dtype) if (factor, offset) == (1.0, 0.0) else x.to(dtype, copy=True).mul_(factor).add_(offset)
         return self.per_session[clip.session].adapter(x)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A network that a twin predicts with, and what the sessions of the twin are to it.
+
+    Whoever predicts goes through `twin.members` and takes the mean of their rates; a twin of one network has one.
+
+    Attributes
+    ----------
+    network
+        The network.
+    sessions
+        Of each session of the twin, its index in the network.
+    columns
+        Of each session of the twin, which of its behaviour variables the network was trained on, in its own order;
+        None for all of them.
+    """
+
+    network: Network
+    sessions: tuple[int, ...]
+    columns: tuple[tuple[int, ...] | None, ...]
+
+    def module(self, session: int) -> SessionModule:
+        """The parts of a session of the twin."""
+        return self.network.per_session[self.sessions[session]]  # type: ignore[return-value]
+
+    def behavior(self, session: int, values: Tensor | None) -> Tensor | None:
+        """What the network sees of behaviour (..., K) of a session of the twin."""
+        columns = self.columns[session]
+        return values if values is None or columns is None else values[..., list(columns)]
+
+    def clip(self, clip: Clip) -> Clip:
+        """Clips of the twin as the network takes them."""
+        behavior = self.behavior(clip.session, clip.behavior)
+        return replace(clip, session=self.sessions[clip.session], behavior=behavior)
 
 
 class Streamer:
@@ -247,11 +310,12 @@ class Streamer:
     Prediction, evaluation and validation all use this class. Without recurrence, a prediction depends on its own frames
     only. With recurrence, it depends on all frames since the start of the stretch, and the carried state holds what is
     needed of them. The predictions of a stretch therefore do not depend on the length of the clips it was cut into.
+    Every member of an ensemble has a state of its own.
 
     Parameters
     ----------
     network
-        The network.
+        The network, or an ensemble.
     """
 
     def __init__(self, network: Network):
@@ -259,13 +323,29 @@ class Streamer:
 
     def __call__(self, clip: Clip) -> Tensor:
         """Rates (B, L, U) of clips; where these do not continue those before them, the state starts anew."""
-        (rates,), self._state = self.network.step([clip], self._state if clip.carries else None)
+        (rates,), self._state = self.network.step([clip], self._before(clip))
         return rates
 
-    def features(self, clip: Clip) -> tuple[Tensor, Tensor | None]:
-        """Features (B, C, L, H, W) and behaviour in place of rates, for a caller that computes the rates itself."""
-        (x,), (behavior,), self._state = self.network.features([clip], self._state if clip.carries else None)
-        return x, behavior
+    def each(self, clip: Clip) -> list[Tensor]:
+        """Rates (B, L, U) of each member."""
+        made, self._state = self.network.each([clip], self._before(clip))
+        return [rates for (rates,) in made]
+
+    def drives(self, clip: Clip) -> list[Tensor]:
+        """What drives the units in each member, spike history aside, (B, L, U): for a caller that computes the rates.
+
+        The rates are those of :meth:`~neurotwin.models.session_module.SessionModule.rate`.
+        """
+        made, self._state = self.network.drives(clip, self._before(clip))
+        return made
+
+    def _before(self, clip: Clip) -> Any:
+        return self._state if clip.carries else None
+
+
+def mean_of(values: Sequence[Tensor]) -> Tensor:
+    """The mean of what the members of a twin give; of a single one, what it gives."""
+    return values[0] if len(values) == 1 else torch.stack(list(values)).mean(dim=0)
 
 
 @contextmanager

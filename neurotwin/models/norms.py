@@ -1,5 +1,6 @@
 """Norms of a frame, by its own statistics or by running ones, so that where a clip is cut does not matter."""
 
+from math import log, prod
 from typing import Any
 
 import torch
@@ -8,10 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import ConfigError, Params, PositiveInt, register
-from ..processes import all_gather
-from .stages import Maps, per_frame
+from ..processes import all_gather, all_reduce_sum
+from .layers import OddInt
+from .stages import Maps, per_frame, reserve
 
-__all__ = ["BatchNorm", "GlobalResponseNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "NormParams", "RMSNorm"]
+__all__ = [
+    "BatchNorm",
+    "DivisiveNorm",
+    "GlobalResponseNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "Norm",
+    "NormParams",
+    "RMSNorm",
+]
 
 
 class NormParams(Params):
@@ -20,7 +32,10 @@ class NormParams(Params):
     affine: bool = Field(True, description="Learn a scale (and shift, where the norm has one) per channel.")
     num_groups: PositiveInt = Field(8, description="group: number of groups of channels.")
     eps: float = Field(1e-5, gt=0, description="Added to the variance.")
-    momentum: float = Field(0.1, gt=0, le=1, description="batch: weight of a new batch in the running statistics.")
+    momentum: float = Field(
+        0.1, gt=0, le=1, description="batch, divisive: weight of a new batch in the running statistics."
+    )
+    pool_size: OddInt = Field(5, description="divisive: height and width of the neighbourhood that divides, pixels.")
 
 
 class Norm(nn.Module):
@@ -32,8 +47,14 @@ class Norm(nn.Module):
         The norm's config.
     inputs
         What comes in; a norm changes no size.
+
+    Attributes
+    ----------
+    frozen
+        While true, running averages are not updated (a second pass over the same values, as in checkpointing).
     """
 
+    frozen = False
     kinds = {"weight": "scale", "bias": "bias"}
     start, shifts = 1.0, True
 
@@ -127,14 +148,7 @@ class BatchNorm(Norm):
 
     In training the mean and variance of a channel are taken over every value of the step, summed over processes with
     their gradients, so that one process and sixteen give the same numbers. Otherwise running averages are used.
-
-    Attributes
-    ----------
-    frozen
-        While true, the running averages are not updated (a second pass over the same values, as in checkpointing).
     """
-
-    frozen = False
 
     def __init__(self, params: NormParams, inputs: Maps):
         super().__init__(params, inputs)
@@ -150,6 +164,72 @@ class BatchNorm(Norm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1).clamp_min(1), self.momentum)
         return y
+
+
+@register("norm", "divisive")
+class DivisiveNorm(Norm):
+    """y = γ z |z|ⁿ⁻¹ / (σⁿ + Σ_k w_k (G ∗ |z_k|^n_k)) + β: divisive normalisation (Carandini & Heeger 2012).
+
+    Each channel has its own exponent n, constant σ and weights w of the channels k that divide it; all are positive and
+    learned. G is an average over a neighbourhood of `pool_size` pixels, whose weights are learned too; at the edges of
+    a frame the outermost pixels are repeated. Followed by a rectification, these are the responses of Heeger (1992).
+
+    The equation has no fixed scale: with inputs far below σ nothing is normalised, and far above it everything is. So z
+    is x over its running root mean square, one number for each channel, which no gradient passes. With n = 2, σ = 1 and
+    weights that sum to 1 at the start, a usual input is divided by about 2, which γ makes good for.
+    """
+
+    start = 2.0
+    kinds = Norm.kinds | dict.fromkeys(("log_exponent", "log_sigma", "log_pool", "window"), "constant")
+
+    def __init__(self, params: NormParams, inputs: Maps):
+        super().__init__(params, inputs)
+        self.momentum, channels = params.momentum, inputs.channels
+        self.size = inputs.present((params.pool_size, params.pool_size), 1)
+        reserve(channels, channels)
+        self.log_exponent = nn.Parameter(torch.full((channels,), log(2)))
+        self.log_sigma = nn.Parameter(torch.zeros(channels))
+        self.log_pool = nn.Parameter(torch.full((channels, channels), -log(max(1, channels))))
+        self.window = nn.Parameter(torch.zeros(prod(self.size))) if prod(self.size) > 1 else None
+        self.register_buffer("running_square", torch.zeros(channels))
+        self.register_buffer("running_count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.frozen:
+            self._update(x.detach())
+        return super().forward(x)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        z = x / _per_channel(self._scale(), x)
+        square, exponent = z.square() + self.eps, _per_channel(self.log_exponent.exp(), x)
+        power = square.pow(exponent / 2)
+        pool = F.conv2d(power, self.log_pool.exp()[..., None, None])
+        if self.window is not None:
+            pool = self._average(pool)
+        sigma = _per_channel((self.log_sigma * self.log_exponent.exp()).exp(), x)
+        y = z * power * square.rsqrt() / (sigma + pool)
+        if self.weight is None:
+            return y
+        return torch.addcmul(_per_channel(self.bias, x), y, _per_channel(self.weight, x))
+
+    def _average(self, pool: Tensor) -> Tensor:
+        """Average over the neighbourhood of each pixel."""
+        rows, columns = (size // 2 for size in self.size)
+        window = self.window.softmax(dim=0).view(1, 1, *self.size).expand(pool.shape[1], 1, -1, -1)
+        return F.conv2d(F.pad(pool, (columns, columns, rows, rows), mode="replicate"), window, groups=pool.shape[1])
+
+    def _scale(self) -> Tensor:
+        """Root of the running mean square; 1 before anything was seen."""
+        mean = self.running_square / self.running_count.clamp_min(1e-12)
+        return torch.where(self.running_count > 0, mean.clamp_min(1e-12).sqrt(), 1.0)
+
+    @torch.no_grad()
+    def _update(self, x: Tensor) -> None:
+        """Weigh in the mean square of a step, over all processes; weights sum to `running_count`."""
+        squares = x.to(self.running_square.dtype).square().sum(dim=(0, 2, 3, 4))
+        total = all_reduce_sum(torch.cat([squares, squares.new_full((1,), x.numel() / x.shape[1])]))
+        self.running_square.lerp_(total[:-1] / total[-1], self.momentum)
+        self.running_count.lerp_(torch.ones_like(self.running_count), self.momentum)
 
 
 class _NormOverProcesses(torch.autograd.Function):

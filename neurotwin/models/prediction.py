@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..likelihoods import Likelihood
-from .session_module import SessionModule
+from .network import Network, mean_of
 
 __all__ = ["Drawing", "Draws", "Prediction", "Recorded"]
 
@@ -66,9 +65,13 @@ class Prediction(Recorded):
     rates
         (T, U) expected responses per bin and presentation; NaN where a bin lacks frames to see, or lies in another part
         than the one asked for. Responses are compared with `exposure` times these.
+    disagreement
+        (T, U) standard deviation of the rates over the members of an ensemble, √(Σ (λₘ − λ)² / M); NaN where `rates`
+        are. None for a twin of one network.
     """
 
     rates: np.ndarray
+    disagreement: np.ndarray | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.rates, dtype=dtype, copy=copy)
@@ -98,7 +101,8 @@ class Prediction(Recorded):
         per_bin = {key: getattr(self, key)[rows] for key in ("bins", "time", "trial", "split", "exposure")}
         columns = {"session": self.session} | {key: np.repeat(value, n_units) for key, value in per_bin.items()}
         columns |= {"unit_id": np.tile(np.asarray(self.unit_ids), len(rows))}
-        columns |= {key: getattr(self, key)[rows].reshape(-1) for key in ("rates", "responses", "mask")}
+        more = ("disagreement",) if self.disagreement is not None else ()
+        columns |= {key: getattr(self, key)[rows].reshape(-1) for key in ("rates", *more, "responses", "mask")}
         names = {"bins": "bin", "rates": "rate", "responses": "response", "mask": "valid"}
         return pandas.DataFrame({names.get(key, key): value for key, value in columns.items()})
 
@@ -128,27 +132,31 @@ class Drawing:
 
     Parameters
     ----------
-    module
-        The session's.
+    twin
+        The network, or an ensemble.
+    session
+        Index of the session.
     n_samples
         Responses to draw of every bin.
     generator
         Source of the responses.
     """
 
-    def __init__(self, module: SessionModule, n_samples: int, generator: torch.Generator) -> None:
-        self.module, self.n_samples, self.generator = module, n_samples, generator
+    def __init__(self, twin: Network, session: int, n_samples: int, generator: torch.Generator) -> None:
+        self.modules = [member.module(session) for member in twin.members]
+        self.likelihood, self.history_lags = twin.per_session[session].likelihood, twin.history_lags
+        self.n_samples, self.generator = n_samples, generator
         self._recent: Tensor | None = None
 
     def __call__(
-        self, features: Tensor, behavior: Tensor | None, *, carries: bool, exposure: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, drives: list[Tensor], *, carries: bool, exposure: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Draw clips.
 
         Parameters
         ----------
-        features, behavior
-            (B, C, L, H, W) and (B, T, K), as the core gives them.
+        drives
+            (B, L, U) of each member, history aside (:meth:`~neurotwin.models.network.Streamer.drives`).
         carries
             Whether the clips continue those of the call before.
         exposure
@@ -159,22 +167,23 @@ class Drawing:
         drawn, rates
             (N, B, L, U) each.
         """
-        module, encoder = self.module, self.module.history_encoder
-        drives = module.drive(features, behavior)
-        n_clips, _, n_units = drives.shape
+        n_clips, length, n_units = drives[0].shape
         if not carries:
-            shape = (self.n_samples * n_clips, encoder.n_lags if encoder else 1, n_units)
-            self._recent = drives.new_zeros(shape)
+            shape = (self.n_samples * n_clips, max(self.history_lags, 1), n_units)
+            self._recent = drives[0].new_zeros(shape)
         drawn, rates = [], []
-        likelihood: Likelihood = module.likelihood
-        for bin, drive in enumerate(drives.unbind(1)):
-            drive = drive.expand(self.n_samples, -1, -1)
-            if encoder:
-                drive = drive + encoder(self._recent)[:, 0].reshape(drive.shape)
-            rate = module.rate(drive)
+        for bin in range(length):
+            rate = mean_of([self._rate(number, drive[:, bin]) for number, drive in enumerate(drives)])
             shown = None if exposure is None else exposure[:, bin].to(rate.dtype)
-            responses = likelihood.sample(rate, shown, self.generator)
+            responses = self.likelihood.sample(rate, shown, self.generator)
             self._recent = torch.cat([self._recent[:, 1:], responses.reshape(-1, 1, n_units)], dim=1)
             drawn.append(responses)
             rates.append(rate)
         return torch.stack(drawn, dim=2), torch.stack(rates, dim=2)
+
+    def _rate(self, number: int, drive: Tensor) -> Tensor:
+        """Rates (N, B, U) of a member from its drive (B, U) in a bin and from what was drawn before it."""
+        module, drive = self.modules[number], drive.expand(self.n_samples, -1, -1)
+        if (encoder := module.history_encoder) is not None:
+            drive = drive + encoder(self._recent[:, -encoder.n_lags :])[:, 0].reshape(drive.shape)
+        return module.rate(drive)

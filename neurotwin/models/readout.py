@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import LARGEST, ConfigError, Params, PositiveInt, register
-from .stages import Maps, fold_time, linear, normal
+from .retinotopy import Retinotopy, standardized
+from .stages import Maps, fold_time, linear, normal, pixel_centres
 
 __all__ = [
     "AttentionReadout",
@@ -30,7 +31,6 @@ __all__ = [
     "PointReadout",
     "Readout",
     "half_size",
-    "pixel_centres",
     "pooled",
     "starts",
 ]
@@ -75,8 +75,8 @@ class Readout(nn.Module):
             return {"n_units": (None, "has no effect: the units are the session's")}
 
     kinds = {
-        "bias": "bias", "features": "features", "mean": "position", "std": "position", "theta": "position",
-        "mask": "mask", "query": "embedding", "position": "embedding",
+        "bias": "bias", "features": "features", "basis": "weight", "mean": "position", "std": "position",
+        "theta": "position", "mask": "mask", "query": "embedding", "position": "embedding",
     }  # fmt: skip
     takes_shift = False
 
@@ -86,6 +86,7 @@ class Readout(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(n_units)) if params.bias else None
+        self.basis: nn.Parameter | None = None
         self.lr_scales: dict[str, float] = {}
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -101,6 +102,30 @@ class Readout(nn.Module):
         """(U, H, W) where each unit looks; None for readouts that look at one point, or everywhere in turn."""
         return None
 
+    def feature_weights(self) -> Tensor:
+        """The weight of each feature for each unit, (..., U, C): `features`, times `basis` where the rank is low."""
+        return self.features if self.basis is None else self.features @ self.basis
+
+
+class SharedParams(Readout.Params):
+    """Weights of features that units may share."""
+
+    rank: PositiveInt | None = Field(
+        None,
+        description="Each unit weighs this many mixtures of features, `basis`, which the units of a session share and "
+        "learn. Default: it weighs every feature by itself.",
+    )
+
+
+class PlacedParams(SharedParams):
+    """Positions that may follow the units' coordinates."""
+
+    retinotopy: bool = Field(
+        False,
+        description="A unit looks where a learned linear function of its coordinates says, plus `mean`; an l2 penalty "
+        "on readouts/mean then draws units to that map. Needs unit_positions.",
+    )
+
 
 @register("readout", "gaussian")
 class GaussianReadout(Readout):
@@ -110,7 +135,7 @@ class GaussianReadout(Readout):
     deviations sqrt(std² + ½²), feature pixels: below half a pixel no gradient would reach the position.
     """
 
-    class Params(Readout.Params):
+    class Params(PlacedParams):
         """Features weighted under one rotated 2-D Gaussian per unit, normalised to sum 1."""
 
         initial_std: float | None = Field(
@@ -125,18 +150,25 @@ class GaussianReadout(Readout):
 
     takes_shift = True
 
-    def __init__(self, params: Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
-        super().__init__(params, inputs, n_units, generator=generator, **rest)
-        self._place(params, inputs, (n_units,), generator)
-        self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
+    def __init__(
+        self, params: Params, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
+        generator: torch.Generator,
+    ):  # fmt: skip
+        super().__init__(params, inputs, n_units, generator=generator)
+        self._place(params, inputs, (n_units,), positions, generator)
+        self.features, self.basis = _shared(params, inputs, n_units, generator=generator)
 
     def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        return (pooled(x, self.weights(shift)) * self.features).sum(dim=-1)
+        return (pooled(x, self.weights(shift)) * self.feature_weights()).sum(dim=-1)
+
+    def centres(self) -> Tensor:
+        """μ, (..., U, 2), feature pixels."""
+        return self.mean if self.retinotopy is None else self.mean + self.retinotopy()
 
     def weights(self, shift: Tensor | None = None) -> Tensor:
         """The Gaussians, (..., U, H, W), each of sum 1; one for each shift (B, T, 2): (B, T, ..., U, H, W)."""
         std = (self.std.square() + _FLOOR**2).sqrt()
-        away = self.grid - self.mean[..., None, None, :]
+        away = self.grid - self.centres()[..., None, None, :]
         cos, sin = self.theta.cos()[..., None, None], self.theta.sin()[..., None, None]
         along = (cos * away[..., 0] + sin * away[..., 1]) / std[..., 0, None, None]
         across = (cos * away[..., 1] - sin * away[..., 0]) / std[..., 1, None, None]
@@ -151,7 +183,10 @@ class GaussianReadout(Readout):
     def spatial_maps(self) -> Tensor:
         return self.weights()
 
-    def _place(self, params: Params, inputs: Maps, shape: tuple[int, ...], generator: torch.Generator) -> None:
+    def _place(
+        self, params: Params, inputs: Maps, shape: tuple[int, ...], positions: Tensor | None,
+        generator: torch.Generator,
+    ) -> None:  # fmt: skip
         self.register_buffer("grid", pixel_centres(inputs.height, inputs.width), persistent=False)
         width, spread = starts(params, inputs)
         std = sqrt(max(width**2 - _FLOOR**2, (0.1 * _FLOOR) ** 2))
@@ -159,6 +194,7 @@ class GaussianReadout(Readout):
         self.mean = nn.Parameter(centres.expand(*shape, 2).clone())
         self.std = nn.Parameter(torch.full((*shape, 2), std))
         self.theta = nn.Parameter(torch.zeros(shape))
+        self.retinotopy = Retinotopy(positions, half_size(inputs)) if params.retinotopy else None
         self.lr_scales = dict.fromkeys(("mean", "std"), half_size(inputs))
 
 
@@ -170,17 +206,18 @@ class GaussianEIReadout(GaussianReadout):
     """
 
     def __init__(
-        self, params: GaussianReadout.Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest
-    ):
-        Readout.__init__(self, params, inputs, n_units, generator=generator, **rest)
-        self._place(params, inputs, (2, n_units), generator)
-        features = [_features(n_units, inputs.channels, generator=generator).abs() for _ in range(2)]
-        self.features = nn.Parameter(torch.stack(features))
+        self, params: GaussianReadout.Params, inputs: Maps, n_units: int, *, positions: Tensor | None = None,
+        generator: torch.Generator,
+    ):  # fmt: skip
+        Readout.__init__(self, params, inputs, n_units, generator=generator)
+        self._place(params, inputs, (2, n_units), positions, generator)
+        features, bases = zip(*(_shared(params, inputs, n_units, generator=generator) for _ in range(2)), strict=True)
+        self.features, self.basis = nn.Parameter(torch.stack(features).detach().abs()), bases[0]
 
     def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         n_units = self.features.shape[1]
         maps = pooled(x, self.weights(shift).flatten(-4, -3)).unflatten(2, (2, n_units))
-        excitation, inhibition = (maps * self.features.abs()).sum(dim=-1).unbind(dim=2)
+        excitation, inhibition = (maps * self.feature_weights().abs()).sum(dim=-1).unbind(dim=2)
         return excitation - inhibition
 
     def spatial_maps(self) -> Tensor:
@@ -192,15 +229,15 @@ class GaussianEIReadout(GaussianReadout):
 class LinearReadout(Readout):
     """Features averaged over the map, then one weight for each; `features` is (U, C)."""
 
-    class Params(Readout.Params):
+    class Params(SharedParams):
         """Features averaged over the map, then one weight for each."""
 
     def __init__(self, params: Params, inputs: Maps, n_units: int, *, generator: torch.Generator, **rest):
         super().__init__(params, inputs, n_units, generator=generator, **rest)
-        self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
+        self.features, self.basis = _shared(params, inputs, n_units, generator=generator)
 
     def drive(self, x: Tensor) -> Tensor:
-        return F.linear(x.mean(dim=(3, 4)).transpose(1, 2), self.features)
+        return F.linear(x.mean(dim=(3, 4)).transpose(1, 2), self.feature_weights())
 
 
 @register("readout", "pixels")
@@ -229,7 +266,7 @@ class PixelReadout(Readout):
 class FactorizedReadout(Readout):
     """A spatial mask times feature weights for each unit (Klindt et al. 2017)."""
 
-    class Params(Readout.Params):
+    class Params(SharedParams):
         """A spatial mask times feature weights (Klindt et al. 2017)."""
 
         normalize: bool = Field(True, description="The mask of each unit has norm 1.")
@@ -239,13 +276,13 @@ class FactorizedReadout(Readout):
         super().__init__(params, inputs, n_units, generator=generator, **rest)
         noise, self.normalize = params.init_noise, params.normalize
         self.mask = nn.Parameter(normal(n_units, inputs.height, inputs.width, std=noise, generator=generator))
-        self.features = nn.Parameter(normal(n_units, inputs.channels, std=noise, generator=generator))
+        self.features, self.basis = _shared(params, inputs, n_units, std=noise, generator=generator)
 
     def drive(self, x: Tensor) -> Tensor:
         mask = self.mask
         if self.normalize:
             mask = mask / mask.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-        return (pooled(x, mask) * self.features).sum(dim=-1)
+        return (pooled(x, mask) * self.feature_weights()).sum(dim=-1)
 
     def spatial_maps(self) -> Tensor:
         return self.mask
@@ -260,7 +297,7 @@ class PointReadout(Readout):
     μ = half the map · tanh(MLP(coordinates of the unit)) instead of a parameter.
     """
 
-    class Params(Readout.Params):
+    class Params(PlacedParams):
         """Features at one learned point per unit, sampled around it in training (Lurz et al. 2021)."""
 
         initial_std: float | None = Field(
@@ -284,22 +321,22 @@ class PointReadout(Readout):
         generator: torch.Generator,
     ):  # fmt: skip
         super().__init__(params, inputs, n_units, generator=generator)
-        self.features = nn.Parameter(_features(n_units, inputs.channels, generator=generator))
+        self.features, self.basis = _shared(params, inputs, n_units, generator=generator)
         size = {"full": (2, 2), "diagonal": (2,), "isotropic": (1,)}[params.covariance]
         start = torch.eye(2) if params.covariance == "full" else torch.ones(size)
         width, spread = starts(params, inputs)
         self.std = nn.Parameter(width * start.expand(n_units, *size).clone())
         self.lr_scales = dict.fromkeys(("mean", "std"), half_size(inputs))
-        self.covariance, self.predictor = params.covariance, None
+        self.covariance, self.predictor, self.retinotopy = params.covariance, None, None
         extent = torch.tensor([inputs.width / 2, inputs.height / 2])  # pixels from the middle to the edges
         self.register_buffer("extent", extent, persistent=False)
         if not params.predict_positions:
             self.mean = nn.Parameter(normal(n_units, 2, std=spread, generator=generator))
+            self.retinotopy = Retinotopy(positions, half_size(inputs)) if params.retinotopy else None
             return
-        if positions is None:
-            raise ConfigError("predict_positions: the session has no unit_positions; add them, or set it to false")
-        positions = positions.to(torch.get_default_dtype())
-        positions = (positions - positions.mean(dim=0)) / positions.std(dim=0, correction=0).clamp_min(1e-6)
+        if params.retinotopy:
+            raise ConfigError("retinotopy: predict_positions says already where units look; leave one of them out")
+        positions = standardized(positions, "predict_positions")
         self.register_buffer("positions", positions, persistent=False)
         hidden = linear(positions.shape[1], 30, generator=generator)
         last = linear(30, 2, generator=generator, scale=spread / half_size(inputs))
@@ -307,7 +344,9 @@ class PointReadout(Readout):
 
     def points(self) -> Tensor:
         """μ, (U, 2), feature pixels."""
-        return self.mean if self.predictor is None else self.extent * self.predictor(self.positions)
+        if self.predictor is not None:
+            return self.extent * self.predictor(self.positions)
+        return self.mean if self.retinotopy is None else self.mean + self.retinotopy()
 
     def drive(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         clips, _, frames = x.shape[:3]
@@ -322,7 +361,7 @@ class PointReadout(Readout):
         else:
             moved = (points[:, None] + shift[:, :, None].to(points.dtype)) / self.extent
             sampled = _sampled(fold_time(x), moved.flatten(0, 1)).unflatten(0, (clips, frames)).transpose(1, 2)
-        return (sampled * self.features.t()[:, None]).sum(dim=1)
+        return (sampled * self.feature_weights().t()[:, None]).sum(dim=1)
 
 
 @register("readout", "attention")
@@ -369,18 +408,6 @@ def pooled(x: Tensor, weights: Tensor) -> Tensor:
     return weights.flatten(-2).to(x.dtype) @ x.permute(0, 2, 3, 4, 1).flatten(2, 3)
 
 
-def pixel_centres(height: int, width: int) -> Tensor:
-    """(H, W, 2) positions (x, y) of the pixels' centres, pixels from the middle of the map.
-
-    Examples
-    --------
-    >>> pixel_centres(1, 3).tolist()
-    [[[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]
-    """
-    y, x = (torch.arange(size) - (size - 1) / 2 for size in (height, width))
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-
-
 def half_size(inputs: Maps) -> float:
     """Half of the larger side of a map, pixels."""
     return max(inputs.height, inputs.width) / 2
@@ -403,3 +430,17 @@ def _sampled(images: Tensor, points: Tensor) -> Tensor:
 def _features(n_units: int, *shape: int, generator: torch.Generator) -> Tensor:
     """Small weights (U, ...): inputs of unit variance drive a unit by about 0.1."""
     return normal(n_units, *shape, std=0.1 / sqrt(max(1, prod(shape))), generator=generator)
+
+
+def _shared(
+    params: SharedParams, inputs: Maps, *shape: int, std: float | None = None, generator: torch.Generator
+) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Weights (..., U, C) and None; or (..., U, rank) and a basis (rank, C) whose product starts as large."""
+    channels, rank = inputs.channels, params.rank
+    std = 0.1 / sqrt(max(1, channels)) if std is None else std
+    if rank is None:
+        return nn.Parameter(normal(*shape, channels, std=std, generator=generator)), None
+    if rank >= channels:
+        raise ConfigError(f"rank: {rank} mixtures of {channels} features share nothing; use fewer, or leave it out")
+    features = normal(*shape, rank, std=std * sqrt(channels / rank), generator=generator)
+    return nn.Parameter(features), nn.Parameter(normal(rank, channels, std=1 / sqrt(channels), generator=generator))

@@ -75,7 +75,7 @@ class SessionModule(nn.Module):
             self.likelihood.check(spec.response_range[0], spec.whole_responses, spec.name, spec.exposed)
         self.link = make_link(
             config.output_activation.type, config.output_activation.params, positive=self.likelihood.positive,
-            default=self.likelihood.default_link,
+            default=self.likelihood.default_link, n_units=n_units,
         )  # fmt: skip
 
     @staticmethod

@@ -5,7 +5,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import LARGEST, ConfigError, Names, Params, PositiveInt, nearest, register
-from .layers import MLP, ActivationName
+from .activations import ActivationName
+from .layers import MLP
 from .stages import linear
 
 __all__ = ["Shifter"]

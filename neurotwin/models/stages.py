@@ -33,6 +33,7 @@ __all__ = [
     "linear",
     "normal",
     "per_frame",
+    "pixel_centres",
     "reserve",
     "reserving",
     "time_taps",
@@ -192,6 +193,18 @@ def unfold_time(x: Tensor, clips: int) -> Tensor:
 def per_frame(function: Callable[..., Tensor], x: Tensor, *args: object, **kwargs: object) -> Tensor:
     """Apply a function of images to every frame of every clip."""
     return unfold_time(function(fold_time(x), *args, **kwargs), len(x))
+
+
+def pixel_centres(height: int, width: int) -> Tensor:
+    """(H, W, 2) positions (x, y) of the pixels' centres, pixels from the middle of the map.
+
+    Examples
+    --------
+    >>> pixel_centres(1, 3).tolist()
+    [[[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]]
+    """
+    y, x = (torch.arange(size) - (size - 1) / 2 for size in (height, width))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def time_taps(x: Tensor, taps: int, step: int) -> list[Tensor]:

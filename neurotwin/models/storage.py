@@ -10,6 +10,7 @@ from ..checkpoint_file import CheckpointError, find_checkpoint, read_checkpoint
 from ..config import DatasetConfig, ModelConfig, noticing
 from ..data.prepare import outline
 from ..tensorfile import TensorFileError, load_arrays
+from .ensemble import ENSEMBLE_FORMAT, Ensemble
 from .twin import TwinModel
 
 __all__ = ["check_run", "load_twin"]
@@ -30,7 +31,7 @@ def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
 
 
 def load_twin(path: str | Path) -> TwinModel:
-    """Open a model saved by :meth:`TwinModel.save`, or a training checkpoint (``.ckpt``), ready to predict.
+    """Open a model or ensemble saved by :meth:`TwinModel.save`, or a training checkpoint (``.ckpt``), ready to predict.
 
     A run's folder stands for its best checkpoint. No code from the file is run.
 
@@ -48,13 +49,15 @@ def load_twin(path: str | Path) -> TwinModel:
         else:
             arrays, metadata = load_arrays(path)
             text, weights = metadata["twin"], {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        twin = TwinModel.from_description(json.loads(text))
+        description = json.loads(text)
+        kind = Ensemble if description.get("format") == ENSEMBLE_FORMAT else TwinModel
+        twin = kind.from_description(description)
         twin.load_state_dict(weights)
     except CheckpointError:
         raise
     except TensorFileError as error:
         raise CheckpointError(str(error)) from None
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, EOFError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, EOFError) as error:
         text = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a model that can be loaded: {type(error).__name__}: {text}") from None
     return twin.eval()

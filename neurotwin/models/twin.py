@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..data.spec import SessionSpec
 from ..tensorfile import save_arrays
 from .inputs import Movie, Predictable, RecordedSession, check_chunk, is_recording, open_movie, open_recording
-from .network import Network, Streamer, evaluating
+from .network import Network, Streamer, evaluating, mean_of
 from .prediction import Drawing, Draws, Prediction
 
 __all__ = ["TWIN_FORMAT", "TwinModel"]
@@ -148,26 +148,31 @@ class TwinModel(Network):
         streamer = Streamer(self)
         if is_recording(stimulus):
             recorded = self._open(stimulus, behavior, None, session, bin_rate, part, chunk)
-            drawing = Drawing(self.per_session[recorded.index], n_samples, generator)
+            drawing = Drawing(self, recorded.index, n_samples, generator)
             drawn = np.full((n_samples, *recorded.prepared.responses.shape), np.nan, np.float32)
             rates = drawn.copy()
             with evaluating(self):
                 for sample, bins in recorded.clips(self.context, chunk):
                     sample = sample.to(self.like.device)
-                    seen, carries = streamer.features(sample.clip), sample.clip.carries
-                    made = drawing(*seen, carries=carries, exposure=sample.target.exposure)
+                    drives, carries = streamer.drives(sample.clip), sample.clip.carries
+                    made = drawing(drives, carries=carries, exposure=sample.target.exposure)
                     for target, values in zip((drawn, rates), made, strict=True):
                         target[:, bins[bins >= 0]] = values.cpu().numpy()[:, bins >= 0]
             return Draws(drawn=drawn, rates=rates, mask=recorded.mask(rates[0]), **recorded.known)
         movie = self._open_movie(stimulus, behavior, None, session, bin_rate, part, chunk)
-        drawing = Drawing(self.per_session[movie.index], n_samples, generator)
+        drawing = Drawing(self, movie.index, n_samples, generator)
         drawn = np.full((n_samples, len(movie.frames), self.sessions[movie.index].n_units), np.nan, np.float32)
         rates = drawn.copy()
         with evaluating(self):
             for clip, bins in movie.clips(self, chunk):
-                made = drawing(*streamer.features(clip), carries=clip.carries)
+                made = drawing(streamer.drives(clip), carries=clip.carries)
                 drawn[:, bins], rates[:, bins] = (values[:, 0].cpu().numpy() for values in made)
         return drawn, rates
+
+    @property
+    def alone(self) -> tuple["TwinModel", ...]:
+        """A twin for each member, which takes what this one takes: of one network, the twin itself."""
+        return (self,)
 
     def describe(self) -> dict[str, Any]:
         """All that is needed to build the model again, weights aside, as plain values that JSON can hold."""
@@ -185,16 +190,20 @@ class TwinModel(Network):
     def save(self, path: str | Path) -> Path:
         """Write weights and description to one safetensors file with checksums, and return its path."""
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
-        save_arrays(path, arrays, {"format": TWIN_FORMAT, "twin": json.dumps(self.describe())})
+        description = self.describe()
+        save_arrays(path, arrays, {"format": description["format"], "twin": json.dumps(description)})
         return Path(path)
 
     def _predict_recording(self, recorded: RecordedSession, chunk: int) -> Prediction:
         rates, streamer = np.full(recorded.prepared.responses.shape, np.nan, np.float32), Streamer(self)
+        spread = rates.copy() if len(self.members) > 1 else None
         with evaluating(self):
             for sample, bins in recorded.clips(self.context, chunk):
-                predicted = streamer(sample.clip.to(self.like.device)).cpu().numpy()
-                rates[bins[bins >= 0]] = predicted[bins >= 0]
-        return Prediction(rates=rates, mask=recorded.mask(rates), **recorded.known)
+                each = streamer.each(sample.clip.to(self.like.device))
+                rates[bins[bins >= 0]] = mean_of(each).cpu().numpy()[bins >= 0]
+                if spread is not None:
+                    spread[bins[bins >= 0]] = torch.stack(each).std(dim=0, correction=0).cpu().numpy()[bins >= 0]
+        return Prediction(rates=rates, disagreement=spread, mask=recorded.mask(rates), **recorded.known)
 
     def _open(
         self, given: Predictable, behavior: Any, responses: Any, session: str | int | None, bin_rate: float | None,

@@ -55,6 +55,22 @@ def test_inverse_is_finite_for_any_finite_rate(link: Link, dtype: torch.dtype) -
             assert (link(drives) >= 0).all()
 
 
+def test_each_unit_has_its_own_sharpness() -> None:
+    """Column by column it is the link of that unit; a gradient of one unit does not reach another."""
+    params = Softplus.Params(beta=2.0, learned="per_unit")
+    link = make_link("softplus", params, positive=True, default="softplus", n_units=3).double()
+    torch.testing.assert_close(link.log_beta.exp(), torch.full((3,), 2.0, dtype=torch.float64), atol=1e-6, rtol=0)
+    with torch.no_grad():
+        link.log_beta.copy_(torch.tensor([0.3, 1.0, 4.0]).log())
+    drives = DRIVES[:, None].expand(-1, 3)
+    for unit, beta in enumerate((0.3, 1.0, 4.0)):
+        rates = link(drives)[:, unit]
+        np.testing.assert_allclose(rates.detach(), np.log1p(np.exp(beta * DRIVES.numpy())) / beta, rtol=1e-6)
+        torch.testing.assert_close(link.inverse(link(drives))[:, unit], DRIVES)
+        (gradient,) = torch.autograd.grad(rates.sum(), link.log_beta)
+        assert gradient.nonzero().flatten().tolist() == [unit]
+
+
 def test_learned_sharpness() -> None:
     link = Softplus(beta=2.0, learned=True).double()
     assert set(dict(link.named_parameters())) == set(link.kinds) == {"log_beta"}

@@ -187,6 +187,9 @@ FLAGS = [
     ({"--balance": "session"}, lambda r: len(sampler(r)._bounds) == 4),
     ({"--balance": "subject"}, lambda r: len(sampler(r)._bounds) == 3),
     ({"--on_nan": "skip"}, lambda r: r.model.on_nan == "skip"),
+    ({"--teacher": "{lab}/t.st"}, lambda r: r.data.teacher is not None),
+    ({"--teacher": "{lab}/t.st", "--teacher_types": "blue"}, lambda r: r.data.teacher.types == ("blue",)),
+    ({"--teacher": "{lab}/t.st", "--teacher_weight": "0.25"}, lambda r: r.model.teacher_weight == 0.25),
 ]  # fmt: skip
 # Flags whose effect needs another machine or another package; tested by themselves below.
 ELSEWHERE = {"--accelerator", "--gpu_ids", "--num_nodes", "--precision", "--project_name", "--resume"}

@@ -19,6 +19,8 @@ CONDITIONAL = {
     "warmup_epochs": ("3", ("--lr_scheduler", "cosine_warmup")),
     "restart_period": ("2", ("--lr_scheduler", "cosine_warmup_restart")),
     "early_stopping_min_delta": ("0.1", ("--early_stopping_patience", "3")),
+    "teacher_weight": ("0.3", ("--teacher", "t.ckpt")),
+    "teacher_types": ("noise,movie", ("--teacher", "t.ckpt")),
     "freeze_vision": (None, ("--pretrained_checkpoint", "t.ckpt")),
     "project_name": ("lab", ("--logger", "csv,wandb")),
     "fast_log_interval": ("2", ("--enable_logging",)),

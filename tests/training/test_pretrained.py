@@ -9,6 +9,7 @@ import torch
 
 from neurotwin.config import ConfigError, DatasetConfig, ModelConfig
 from neurotwin.data.spec import SessionSpec
+from neurotwin.models import Ensemble, TwinModel
 from training import MultiDatasetModel
 
 TRANSFORMS = {
@@ -255,3 +256,11 @@ def test_without_a_model_config_that_of_the_trained_model_is_taken(trained):
     assert parts_of(model, known) == set(CORE)
     with pytest.raises(ConfigError, match="give a model_config, or a pretrained_checkpoint"):
         model_of(None, [spec_of()])
+
+
+def test_an_ensemble_has_no_core_to_start_from(tmp_path):
+    spec = spec_of(behavior_names=("run", "pupil"))
+    members = [TwinModel(ModelConfig.model_validate(MODEL), [spec]) for _ in range(2)]
+    path = Ensemble(members, ["runs/a", "runs/b"]).save(tmp_path / "both.safetensors")
+    with pytest.raises(ConfigError, match=r"both.safetensors: is an ensemble.* members \(runs/a, runs/b\)"):
+        MultiDatasetModel(ModelConfig.model_validate(MODEL), [spec], pretrained_checkpoint=path)

@@ -21,6 +21,7 @@ from neurotwin.likelihoods import ResponseStatistics
 from neurotwin.tensorfile import blocks
 
 from ..samplers import ClipSampler, ContrastWeightedSampler
+from ..teacher import Lessons, Teacher
 
 __all__ = ["ClipLoader", "MultiDatasetDM", "TrainingBatch"]
 
@@ -73,6 +74,8 @@ class ClipLoader:
         Put the batches into page-locked memory.
     shown
         See :func:`neurotwin.data.clips.gather`.
+    lessons
+        What is learned from a teacher; the clips are then of its sessions.
     """
 
     def __init__(
@@ -85,8 +88,9 @@ class ClipLoader:
         threads: int = 1,
         pin_memory: bool = False,
         shown: bool = True,
+        lessons: Lessons | None = None,
     ) -> None:
-        self.table, self.sampler, self.context = table, sampler, context
+        self.table, self.sampler, self.context, self.lessons = table, sampler, context, lessons
         self.accumulate, self.threads, self.pin_memory, self.shown = accumulate, threads, pin_memory, shown
 
     def __len__(self) -> int:
@@ -117,11 +121,14 @@ class ClipLoader:
         rows = np.concatenate(list(drawn.values()))
         clips = drawn[step][np.argsort(self.table.locate(drawn[step]).session, kind="stable")]
         own = np.array_split(clips, self.sampler.world_size)[self.sampler.rank]
+        sessions = self.table.locate(rows).session
         batch = TrainingBatch(
             self.table.samples(own, context=self.context, shown=self.shown),
             count=int(self.table.count(rows).sum()),
-            sessions=tuple(np.unique(self.table.locate(rows).session).tolist()),
+            sessions=tuple(np.unique(self.lessons.homes[sessions] if self.lessons else sessions).tolist()),
         )
+        if self.lessons is not None:
+            batch = batch.map(self.lessons.taught)
         return batch.map(Sample.pin_memory) if self.pin_memory else batch
 
     def _optimizer_step(self, step: int) -> range:
@@ -177,6 +184,8 @@ class MultiDatasetDM(pl.LightningDataModule):
         Part of the validation to use: a fraction of each session's trials up to 1, or a number of trials above.
     progress
         Called with index, number and name before each session is prepared.
+    teacher
+        A trained model whose rates are learned as well, on stimuli with and without responses.
 
     Examples
     --------
@@ -210,6 +219,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         on_device: bool | None = None,
         limit_val: float = 1.0,
         progress: Callable[[int, int, str], None] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("clip_len", clip_len), ("steps_per_epoch", steps_per_epoch)):
@@ -223,8 +233,9 @@ class MultiDatasetDM(pl.LightningDataModule):
         self.batch_size, self.clip_len, self.steps_per_epoch = batch_size, clip_len, steps_per_epoch
         self.accumulate, self.seed, self.balance, self.curriculum_steps = accumulate, seed, balance, curriculum_steps
         self.cache_dir, self.dtype, self.threads, self.limit_val = cache_dir, dtype, threads, limit_val
-        self.on_device, self.progress = on_device, progress
+        self.on_device, self.progress, self.teacher = on_device, progress, teacher
         self.sessions: list[Prepared] = []
+        self.lessons: Lessons | None = None
         self.sampler: ClipSampler | None = None
         self._table: ClipTable | None = None
         self._first_step = 0
@@ -237,6 +248,8 @@ class MultiDatasetDM(pl.LightningDataModule):
             for prepared in self.sessions:
                 if faults := oddities(prepared):
                     logger.warning("session %s: %s", prepared.name, "; ".join(faults))
+            if self.teacher is not None:
+                self.lessons = self.teacher.lessons(self.sessions)
 
     @property
     def specs(self) -> list[SessionSpec]:
@@ -249,7 +262,10 @@ class MultiDatasetDM(pl.LightningDataModule):
         """The training clips."""
         self.setup()
         if self._table is None:
-            self._table = clip_table(self.sessions, "train", length=self.clip_len)
+            sessions, least = (self.sessions, None)
+            if self.lessons is not None:
+                sessions, least = self.lessons.sessions, self.lessons.context
+            self._table = clip_table(sessions, "train", length=self.clip_len, unlabelled=least)
         return self._table
 
     def statistics(self) -> list[ResponseStatistics]:
@@ -266,6 +282,7 @@ class MultiDatasetDM(pl.LightningDataModule):
         return ClipLoader(
             self.table, self.sampler, context=self._context(), accumulate=self.accumulate, threads=self.threads,
             pin_memory=self._device().type == "cuda", shown=not self._place_stimuli(),
+            lessons=self.lessons,
         )  # fmt: skip
 
     def val_dataloader(self) -> StreamLoader:
@@ -304,6 +321,7 @@ class MultiDatasetDM(pl.LightningDataModule):
             "session": np.arange(len(self.sessions)),
             "subject": np.array([prepared.spec.subject for prepared in self.sessions]),
         }[self.balance]
+        groups = groups if self.lessons is None else groups[self.lessons.homes]
         shared: dict[str, Any] = {
             "batch_size": max(1, self.batch_size // table.length), "steps_per_epoch": self.steps_per_epoch,
             "seed": self.seed, "rank": rank, "world_size": world_size, "groups": groups,

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from neurotwin.analysis.evaluate import SessionScore
-from neurotwin.clip import Clip, Sample
+from neurotwin.clip import Clip, Sample, Target
 from neurotwin.config import (
     MODEL,
     ConfigError,
@@ -31,7 +31,6 @@ from neurotwin.likelihoods import ResponseStatistics
 from neurotwin.metrics.table import summarize
 from neurotwin.models.network import CORE_PARTS, Streamer
 from neurotwin.models.parameters import describe_parameters
-from neurotwin.models.storage import load_twin
 from neurotwin.models.twin import TwinModel
 from neurotwin.processes import all_gather, all_reduce_sum
 
@@ -39,8 +38,9 @@ from ..processes import Late, reduce_gradients
 from ..regularizers import Regularizers
 from ..schedulers import largest_rate, make_scheduler
 from ..seams import micro_batches_done, optimizer_steps_now
+from ..teacher import learned_pairs, loss_of
 from .multidataset_dm import TrainingBatch
-from .pretrained import load_pretrained
+from .pretrained import load_pretrained, open_pretrained
 
 __all__ = ["MultiDatasetModel", "NonFiniteLossError"]
 
@@ -91,6 +91,8 @@ class MultiDatasetModel(pl.LightningModule):
         What a loss that is NaN or infinite does. "stop" raises :class:`NonFiniteLossError`. "skip" leaves the session
         out of that micro-batch, on all processes, and counts it in `skipped`; more than 10 and 1% of the micro-batches
         stop as well.
+    teacher_weight
+        Share of the loss that is about the rates of a teacher, where samples bring them (`Target.expected`).
     seed
         Of the initial weights and, with step and process, of dropout and sampled readouts.
 
@@ -142,6 +144,7 @@ class MultiDatasetModel(pl.LightningModule):
         freeze_core: bool = False,
         compile: bool = False,
         on_nan: str = "stop",
+        teacher_weight: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -150,7 +153,7 @@ class MultiDatasetModel(pl.LightningModule):
         if (freeze_vision or freeze_core) and pretrained_checkpoint is None:
             flag = "freeze_vision" if freeze_vision else "freeze_core"
             raise ConfigError(f"{flag} would freeze random weights; give pretrained_checkpoint as well")
-        source = None if pretrained_checkpoint is None else load_twin(pretrained_checkpoint)
+        source = None if pretrained_checkpoint is None else open_pretrained(pretrained_checkpoint)
         if model_config is None:
             if source is None:
                 raise ConfigError("give a model_config, or a pretrained_checkpoint that has one")
@@ -159,7 +162,7 @@ class MultiDatasetModel(pl.LightningModule):
             model_config = load_model_config(model_config)
         self.learning_rate, self.core_lr_scale, self.weight_decay = learning_rate, core_lr_scale, weight_decay
         self.lr_scheduler, self.warmup_epochs, self.restart_period = lr_scheduler, warmup_epochs, restart_period
-        self.on_nan, self.seed, self.compile_core = on_nan, seed, compile
+        self.on_nan, self.seed, self.compile_core, self.teacher_weight = on_nan, seed, compile, teacher_weight
         with noticing(), recording_reads() as reads:
             self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
             self.parameter_infos = tuple(describe_parameters(self.twin))
@@ -218,7 +221,7 @@ class MultiDatasetModel(pl.LightningModule):
         penalty, terms = self.regularizers.penalty(self.current_epoch, active=batch.sessions)
         if self.twin.auxiliary_loss is not None and losses:
             penalty = penalty + self.twin.auxiliary_loss
-        count = sum((part.target.mask.sum() for part in parts), torch.zeros((), device=nll.device))
+        count = sum((learned_pairs(part.target) for part in parts), torch.zeros((), device=nll.device))
         self._train_sums = self._train_sums.to(nll.device)
         self._train_sums += torch.stack([nll.detach().double(), count.double()])
         if batch_idx == 0:
@@ -369,9 +372,8 @@ class MultiDatasetModel(pl.LightningModule):
         return [self._nll(part, rates) for part, rates in forward]
 
     def _nll(self, part: Sample, rates: Tensor) -> Tensor:
-        target = part.target
         likelihood = self.twin.per_session[part.session].likelihood
-        return likelihood.nll(rates, target.responses, target.mask, target.exposure)
+        return loss_of(likelihood, rates, part.target, self.teacher_weight)
 
     def _without_bad(
         self, parts: list[Sample], losses: list[Tensor], buffers: list[Tensor]
@@ -424,7 +426,8 @@ class MultiDatasetModel(pl.LightningModule):
         for row, first in enumerate(part.clip.bins.tolist()):
             one = slice(row, row + 1)
             exposure = None if target.exposure is None else target.exposure[one]
-            alone = replace(target, responses=target.responses[one], mask=target.mask[one], exposure=exposure)
+            expected = None if target.expected is None else target.expected[one]
+            alone = Target(target.responses[one], target.mask[one], exposure, expected)
             loss = self._nll(replace(part, target=alone), rates[one]).item()
             if not math.isfinite(loss):
                 data, name = self.trainer.datamodule, self.twin.sessions[part.session].name

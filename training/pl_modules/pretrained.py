@@ -10,15 +10,36 @@ from torch import nn
 from neurotwin.config import ConfigError
 from neurotwin.data.pipelines import pixel_scale
 from neurotwin.data.spec import SessionSpec
+from neurotwin.models.ensemble import Ensemble
 from neurotwin.models.network import CORE_PARTS
 from neurotwin.models.parameters import SESSION_PARTS
+from neurotwin.models.storage import load_twin
 from neurotwin.models.twin import TwinModel
 
 from ..runs import first_difference
 
-__all__ = ["load_pretrained"]
+__all__ = ["load_pretrained", "open_pretrained"]
 
 logger = logging.getLogger(__name__)
+
+
+def open_pretrained(path: str | Path) -> TwinModel:
+    """The trained model to start from.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be opened.
+    ConfigError
+        If it is an ensemble, which has no one core.
+    """
+    twin = load_twin(path)
+    if isinstance(twin, Ensemble):
+        raise ConfigError(
+            f"{path}: is an ensemble, which has no one core to start from; give one of its members "
+            f"({', '.join(twin.names)}), or learn from all of them with --teacher"
+        )
+    return twin
 
 
 def load_pretrained(twin: TwinModel, source: TwinModel, path: str | Path, *, exact: tuple[str, ...]) -> None:

@@ -37,11 +37,17 @@ RESNET = {
 }
 
 
-def block(kernel=(2, 3, 3), *, norm="none", act="tanh", pool=None) -> dict:
+def block(kernel=(2, 3, 3), *, norm="none", act="tanh", act_params=None, pool=None) -> dict:
     return {
         "conv_params": {"kernel_size": kernel, "padding": [0, kernel[1] // 2, kernel[2] // 2]}, "norm_type": norm,
-        "act_type": act, "pool_params": pool or {}, "norm_params": {"num_groups": 2},
+        "act_type": act, "pool_params": pool or {}, "norm_params": {"num_groups": 2}, "act_params": act_params or {},
     }  # fmt: skip
+
+
+FACTORIZED = block(act="silu", pool={"type": "se_pool", "stride": 1, "r": 1})
+FACTORIZED["conv_params"]["type"] = "factorized"
+ROTATED = block((2, 5, 5), act="silu")
+ROTATED["conv_params"]["rotations"] = 4
 
 
 def vanilla(**options) -> dict:
@@ -57,6 +63,8 @@ POOLS = (
     {"type": "adaptivemax", "output_size": [1, 3, 3]}, {"type": "adaptiveavg", "output_size": [1, 3, 3]},
     {"type": "se_pool", "stride": 2, "r": 1}, {"type": "locatt"}, {"type": "learned", "stride": 2},
 )  # fmt: skip
+NORMS = ("batch", "instance", "layer", "rms", "group", "grn", "divisive")
+ACTIVATIONS = ("bsoftplus", "splitrelu", "square", "energy", "amplitude", "PReLU", "mish")
 COMPONENTS = {
     "resnet": {"frontend": TEMPORAL, "convnet": RESNET},
     "densenet": {"convnet": {"type": "densenet", "params": {"channels": [3, 2], "block_configs": [block(), block()]}}},
@@ -67,8 +75,17 @@ COMPONENTS = {
     "temporal_basis": part("frontend", "temporal_basis", history_bins=8, num_cosine_funcs=3, batch_norm=True),
     "da": part("frontend", "da", filter_length=6, learnable_params=True),
     "conv": part("frontend", "conv", out_channels=3, conv_params={"kernel_size": 3}),
-    **{f"norm {kind}": vanilla(norm=kind) for kind in ("batch", "instance", "layer", "rms", "group", "grn")},
-    **{f"act {kind}": vanilla(act=kind) for kind in ("bsoftplus", "splitrelu", "square", "PReLU", "mish")},
+    **{f"norm {kind}": vanilla(norm=kind) for kind in NORMS},
+    **{f"act {kind}": vanilla(act=kind) for kind in ACTIVATIONS},
+    "simple and complex": vanilla(act="amplitude", act_params={"paired": 0.5}, norm="divisive"),
+    "rotations": {"convnet": {"type": "vanilla", "params": {"channels": [4], "block_configs": [ROTATED]}}},
+    "factorized": {"convnet": {"type": "vanilla", "params": {"channels": [4], "block_configs": [FACTORIZED]}}},
+    **{
+        f"{kind} positions": {"convnet": {"type": "densenet", "params": {"channels": [3], "position_channels": kind}}}
+        for kind in ("linear", "fourier")
+    },
+    "transformer": {"convnet": {"type": "transformer", "params": {"width": 12, "frames": 3, "patch_size": [2, 4, 3]}}},
+    "drop_path": {"convnet": {"type": "resnet", "params": {"channels": [3], "drop_path": 0.4}}},
     **{f"pool {pool['type']}": vanilla(pool=pool) for pool in POOLS},
     "concat": part("modulator", "concat", encoder_params={"dims": [4, 4]}) | vanilla(),
     "film": part("modulator", "film") | vanilla(),
@@ -79,6 +96,14 @@ COMPONENTS = {
     **{
         f"readout {kind}": part("readout", kind) | vanilla()
         for kind in ("gaussian", "gaussianei", "linear", "pixels", "factorized", "point", "attention")
+    },
+    **{
+        f"low rank {kind}": part("readout", kind, rank=2) | vanilla()
+        for kind in ("gaussian", "gaussianei", "linear", "factorized", "point")
+    },
+    **{
+        f"retinotopy {kind}": part("readout", kind, retinotopy=True) | vanilla()
+        for kind in ("gaussian", "gaussianei", "point")
     },
     "predicted points": part("readout", "point", predict_positions=True),
     **{
@@ -91,6 +116,7 @@ COMPONENTS = {
     },
     **{f"link {kind}": part("output_activation", kind) for kind in ("auto", "exp", "relu", "identity", "none")},
     "link softplus": part("output_activation", "softplus", learned=True),
+    "sharpness of each unit": part("output_activation", "softplus", learned="per_unit"),
     "history": {"model_type": "v1multi_history"}
     | part("history_encoder", "mlp", num_lags=4, hidden_dims=[5], spectral_norm=True, bias=True),
 }

@@ -11,6 +11,7 @@ import torch
 
 from neurotwin.config import ModelConfig, registered
 from neurotwin.models import TwinModel
+from neurotwin.models.convnet import ConvNet
 from neurotwin.models.norms import BatchNorm
 
 POOLS = [
@@ -29,9 +30,13 @@ CONVS = [
     {"kernel_size": [1, 3, 3], "padding": [0, 2, 2], "dilation": [1, 2, 2], "padding_mode": "reflect"},
     {"kernel_size": [2, 3, 3], "padding": [0, 1, 1], "type": "depthwise", "padding_mode": "circular"},
     {"kernel_size": [3, 3, 3], "use_weight_norm": True},
+    {"kernel_size": [3, 3, 3], "padding": [0, 1, 1], "type": "factorized"},
 ]
 ONE = {"kernel_size": 1, "stride": 1, "output_size": 1, "padding": 0}
 """What a window is along an axis on which it does nothing."""
+
+
+BLOCKS = [name for name, kind in registered("convnet").items() if issubclass(kind, ConvNet)]
 
 
 def network(kind: str, conv: dict, pool: dict) -> dict:
@@ -69,7 +74,7 @@ def rates_of(config: dict, session, clips) -> torch.Tensor:
     return twin.eval()([clip])[0]
 
 
-@pytest.mark.parametrize("kind", [name for name in registered("convnet") if name != "none"])
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("axes", [0, 1])
 def test_windows_are_of_one_pixel_along_axes_that_are_not_there(kind, axes, spec, clips):
     size = [(1, 1, 1), (2, 16, 1)][axes]
@@ -82,7 +87,7 @@ def test_windows_are_of_one_pixel_along_axes_that_are_not_there(kind, axes, spec
             torch.testing.assert_close(rates, rates_of(explicit(config, axes), spec(frame_shape=size), clips))
 
 
-@pytest.mark.parametrize("kind", [name for name in registered("convnet") if name != "none"])
+@pytest.mark.parametrize("kind", BLOCKS)
 def test_frames_keep_their_windows(kind, spec, clips):
     """With both axes there the explicit config would be another model: the comparison above can fail."""
     config = network(kind, CONVS[0], POOLS[1])
@@ -110,10 +115,10 @@ def test_local_attention_compares_the_pixels_that_there_are(axes, size, kernel, 
 
 @pytest.mark.parametrize("axes", [0, 1])
 def test_every_component_takes_stimuli_of_fewer_axes(axes, components, spec, clips):
-    """Adapters aside, which are for frames, and at one pixel what needs several: shifters, and the norm over pixels."""
+    """Adapters and turned filters aside, which are for frames, and at one pixel shifters and the norm over pixels."""
     size, failed = [(1, 1, 1), (1, 14, 1)][axes], []
     for name, config in components.items():
-        if "adapter" in name or (axes == 0 and (name == "norm instance" or "shifter" in name)):
+        if "adapter" in name or name == "rotations" or (axes == 0 and (name == "norm instance" or "shifter" in name)):
             continue
         twin = TwinModel(ModelConfig.model_validate(config), [spec(frame_shape=size, axes=axes)])
         rates = twin.eval()([clips(twin)])[0]

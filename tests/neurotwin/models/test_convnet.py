@@ -73,6 +73,50 @@ def test_residual_block(maps, generator):
     torch.testing.assert_close(net(x)[0], (second.block(y) + shortcut).square())
 
 
+def test_stochastic_depth_leaves_out_the_blocks_of_some_clips(maps, generator):
+    """Each clip takes one of four ways through two blocks, of which the first is left out half as often."""
+    params = ResNet.Params(channels=[3, 3], block_configs=[block([2, 3, 3], padding=[0, 1, 1])] * 2, drop_path=0.6)
+    net, n = ResNet(params, maps(), generator=generator), 4000
+    with torch.no_grad():
+        x = rand(1, 3, 3, 9, 7)
+        first, second = (residual.block for residual in net.blocks)
+        ways, shares = [], []
+        for a in (0, 1 / 0.7):
+            for b in (0, 1 / 0.4):
+                y = a * first(x) + x[:, :, 1:]
+                ways.append((b * second(y) + y[:, :, 1:]).flatten())
+                shares.append((0.7 if a else 0.3) * (0.4 if b else 0.6))
+        out = net(x.expand(n, -1, -1, -1, -1))[0].flatten(1)
+        taken = torch.stack([(out - way).abs().amax(dim=1) < 1e-9 for way in ways])
+        assert (taken.sum(dim=0) == 1).all(), "all frames of a clip take one way"
+        assert taken.double().mean(dim=1).tolist() == pytest.approx(shares, abs=0.03)
+        plain = ResNet(params.model_copy(update={"drop_path": 0.0}), maps(), generator=generator)
+        plain.load_state_dict(net.state_dict())
+        torch.testing.assert_close(net.eval()(x)[0], plain(x)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["linear", "fourier"])
+@pytest.mark.parametrize(("height", "width"), [(9, 7), (1, 4), (5, 1)])
+def test_positions_are_channels_of_the_first_block(kind, height, width, maps, generator):
+    """By a loop over pixels: −1 and 1 are the outer edges of the map, and the centre of a pixel is where it is."""
+    params = ConvNet.Params(channels=[2], block_configs=[block(1)], position_channels=kind)
+    net, x = ConvNet(params, maps(3, height, width), generator=generator), rand(2, 3, 4, height, width)
+    weight, bias = net.blocks[0].conv.weight.detach()[..., 0, 0, 0], net.blocks[0].conv.bias
+    for i in range(height):
+        for j in range(width):
+            place = [
+                c for c, size in (((2 * j + 1) / width - 1, width), ((2 * i + 1) / height - 1, height)) if size > 1
+            ]
+            if kind == "fourier":
+                place += [math.sin(math.pi * p) for p in place[:2]] + [math.cos(math.pi * p) for p in place[:2]]
+            known = torch.tensor(place).expand(2, 4, -1)
+            seen = torch.cat([x[..., i, j].transpose(1, 2), known], dim=2)
+            torch.testing.assert_close(net(x)[0][..., i, j], (seen @ weight.t() + bias).transpose(1, 2))
+    with pytest.raises(ConfigError, match=r"position_channels: .* have no positions"):
+        ConvNet(params, maps(3, 1, 1), generator=generator)
+    assert ConvNet(params, maps(3, 1, 1, axes=0), generator=generator).blocks[0].conv.weight.shape[1] == 3
+
+
 def test_dense_blocks_append(maps, generator):
     params = DenseNet.Params(channels=[2, 4], block_configs=[block([2, 3, 3]), block([1, 3, 3], padding=[0, 1, 1])])
     net, x = DenseNet(params, maps(), generator=generator), rand(2, 3, 4, 9, 7)
@@ -96,8 +140,8 @@ def test_checkpointing_changes_nothing(maps):
     results = []
     for checkpointing in (False, True):
         params = ResNet.Params(
-            channels=[4, 4], checkpointing=checkpointing,
-            block_configs=[block([2, 3, 3], norm="batch", act="silu") | {"dropout": 0.3}] * 2,
+            channels=[4, 4], checkpointing=checkpointing, drop_path=0.3,
+            block_configs=[block([2, 3, 3], norm=n, act="silu") | {"dropout": 0.3} for n in ("batch", "divisive")],
         )  # fmt: skip
         net = ResNet(params, maps(), generator=torch.Generator().manual_seed(0))
         torch.manual_seed(3)

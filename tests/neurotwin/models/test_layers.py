@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from neurotwin.config import ConfigError
 from neurotwin.models import layers
-from neurotwin.models.layers import MLP, Activation, ActParams, Conv, ConvParams, Kernel, KernelParams, taper
+from neurotwin.models.layers import MLP, Conv, ConvParams, Kernel, KernelParams, taper
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -52,6 +52,26 @@ def test_convolution_is_torchs(params, mode, large, maps, generator, monkeypatch
     assert conv.outputs.channels == 6
     assert (conv.outputs.height, conv.outputs.width) == expected.shape[-2:]
     assert conv.context == 9 - expected.shape[2]
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (2, 5, 1), (1, 3, 3), (4, 1, 1)])
+def test_a_factorized_convolution_is_one_over_space_then_one_over_time(kernel, maps, generator, rand):
+    """With a relu between, and as many weights as a whole kernel has, or a few less (Tran et al. 2018)."""
+    params = ConvParams(
+        type="factorized", kernel_size=kernel, padding=[0, kernel[1] // 2, 0], stride=[3, 2, 1], dilation=[2, 1, 1],
+    )  # fmt: skip
+    conv = Conv(params, maps(4, step=2), 6, bias=True, generator=generator)
+    with torch.no_grad():
+        conv.bias.copy_(rand(6))
+    x, taps = rand(2, 4, 16, 9, 7), kernel[0]
+    between = F.conv3d(x, conv.weight, None, (1, 2, 1), (0, kernel[1] // 2, 0)).clamp_min(0)
+    torch.testing.assert_close(conv(x), F.conv3d(between, conv.temporal, conv.bias, dilation=(4, 1, 1)))
+    assert conv.context == 4 * (taps - 1) and conv.outputs.step == 6 and conv.outputs.channels == 6
+    whole = 6 * 4 * np.prod(kernel)
+    one_more = 4 * kernel[1] * kernel[2] + 6 * taps
+    assert whole - one_more < conv.weight.numel() + conv.temporal.numel() <= whole
+    start = Conv(params, maps(4, step=2), 400, bias=False, generator=generator)(rand(2, 4, 40, 9, 7))
+    assert 0.5 < start[..., 1:-1, :].std() < 2.5, "as large as what comes in"
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -119,53 +139,11 @@ def test_unit_norm_stays(rand):
 
 
 @pytest.mark.parametrize(
-    ("name", "params", "expected"),
-    [
-        ("none", {}, lambda x: x),
-        ("identity", {}, lambda x: x),
-        ("relu", {}, lambda x: x.clamp_min(0)),
-        ("leakyrelu", {"negative_slope": 0.3}, lambda x: torch.where(x > 0, x, 0.3 * x)),
-        ("gelu", {}, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2),
-        ("sigmoid", {}, lambda x: 1 / (1 + (-x).exp())),
-        ("tanh", {}, torch.tanh),
-        ("silu", {}, lambda x: x / (1 + (-x).exp())),
-        ("swish", {}, lambda x: x / (1 + (-x).exp())),
-        ("mish", {}, lambda x: x * (1 + x.exp()).log().tanh()),
-        ("softplus", {"beta": 2.0}, lambda x: (1 + (2 * x).exp()).log() / 2),
-        ("bsoftplus", {"beta": 3.0}, lambda x: (1 + (3 * x).exp()).log() / 3),
-        ("splitrelu", {}, lambda x: torch.cat([x.clamp_min(0), (-x).clamp_min(0)], 1)),
-        ("square", {}, lambda x: x * x),
-        ("ELU", {}, lambda x: torch.where(x > 0, x, x.exp() - 1)),
-        ("PReLU", {}, lambda x: torch.where(x > 0, x, 0.25 * x)),
-        ("GLU", {}, lambda x: x[:, :2] / (1 + (-x[:, 2:]).exp())),
-        ("Softmax", {}, lambda x: x.exp() / x.exp().sum(1, keepdim=True)),
-        ("Softmax2d", {}, lambda x: x.exp() / x.exp().sum(1, keepdim=True)),
-    ],
-)
-def test_activations(name, params, expected, rand):
-    act, x = Activation(name, ActParams(**params)), rand(2, 4, 3, 5, 5)
-    torch.testing.assert_close(act(x), expected(x))
-    assert act.channels(4) == expected(x).shape[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "params", "message"),
-    [
-        ("relu", {"negative_slope": 0.1}, "negative_slope: relu does not read it"),
-        ("splitrelu", {"split_dim": 3}, "only the channels"),
-        ("Threshold", {}, "cannot give it"),
-    ],
-)
-def test_activation_parameters_that_nothing_reads_are_refused(name, params, message):
-    with pytest.raises(ConfigError, match=message):
-        Activation(name, ActParams(**params))
-
-
-@pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"kernel_size": [1, 11, 3]}, r"11x3 on maps of 9x7 leaves no pixels"),
         ({"kernel_size": [1, 3, 3], "dilation": [1, 5, 1]}, "leaves no pixels"),
+        ({"kernel_size": 1, "groups": 2, "type": "factorized"}, "use groups: 1"),
         ({"kernel_size": 1, "groups": 2}, "2 groups do not divide 3 channels"),
         ({"kernel_size": 3, "padding": [0, 8, 8], "padding_mode": "circular"}, "circular needs padding of at most 7"),
     ],

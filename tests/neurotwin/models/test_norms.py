@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from neurotwin.config import ConfigError, define
-from neurotwin.models.norms import BatchNorm, NormParams
+from neurotwin.models.norms import BatchNorm, DivisiveNorm, NormParams
 from neurotwin.models.stages import Maps
 
 MAPS = Maps(4, 5, 5, bin_rate=100.0)
@@ -49,6 +49,91 @@ def test_global_response_norm_by_loops(maps, rand):
                 share = energy[c] / np.mean(energy)
                 expected = norm.weight[c] * x[b, c, t] * share + norm.bias[c] + x[b, c, t]
                 torch.testing.assert_close(y[b, c, t], expected, atol=1e-5, rtol=1e-5)
+
+
+def divided(norm: DivisiveNorm, z: np.ndarray) -> np.ndarray:
+    """The responses of one frame (C, H, W), whose root mean square is 1, by the equation and loops over pixels."""
+    n, sigma, weights = (np.exp(v.detach().numpy()) for v in (norm.log_exponent, norm.log_sigma, norm.log_pool))
+    side, (channels, height, width) = norm.size, z.shape
+    window = np.exp(norm.window.detach().numpy()).reshape(side)
+    y = np.empty_like(z)
+    for c, i, j in np.ndindex(z.shape):
+        pool = 0.0
+        for k in range(channels):
+            for u, v in np.ndindex(side):
+                row = min(max(i + u - side[0] // 2, 0), height - 1)
+                column = min(max(j + v - side[1] // 2, 0), width - 1)
+                pool += weights[c, k] * window[u, v] / window.sum() * abs(z[k, row, column]) ** n[k]
+        y[c, i, j] = np.sign(z[c, i, j]) * abs(z[c, i, j]) ** n[c] / (sigma[c] ** n[c] + pool)
+    return norm.weight.detach().numpy()[:, None, None] * y + norm.bias.detach().numpy()[:, None, None]
+
+
+@pytest.mark.parametrize("pool_size", [3, 5])
+def test_divisive_norm_by_loops(pool_size, maps, rand):
+    norm = DivisiveNorm(NormParams(pool_size=pool_size, eps=1e-12), maps(3, 5, 4))
+    x = rand(2, 3, 2, 5, 4)
+    assert norm.log_exponent.exp().tolist() == pytest.approx([2.0] * 3), "Heeger's exponent at the start"
+    for moved in (0.0, 0.2):
+        with torch.no_grad():
+            for index, parameter in enumerate(norm.parameters()):
+                parameter.add_(moved * (index + 1) * rand(*parameter.shape))
+        y = norm.eval()(x)
+        for b in range(2):
+            for t in range(2):
+                expected = divided(norm, x[b, :, t].numpy())
+                np.testing.assert_allclose(y[b, :, t].detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_divisive_norm_saturates_with_contrast_and_is_suppressed_by_others(maps):
+    """Two textbook effects: half of the maximum at σ (Naka & Rushton 1966), and less of it under a mask."""
+    norm = DivisiveNorm(NormParams(affine=False), maps(2, 5, 5)).eval()
+    with torch.no_grad():
+        norm.log_pool.copy_(torch.tensor([[1.0, 3.0], [1e-9, 1e-9]]).log()), norm.log_sigma.fill_(0.5)
+    contrast = torch.tensor([0.01, 0.5**0.5, torch.e**0.5, 20.0, 1000.0])
+    x = torch.zeros(5, 2, 1, 5, 5)
+    x[:, 0] = contrast[:, None, None, None]
+    response = norm(x)[:, 0, 0, 2, 2]
+    torch.testing.assert_close(response, contrast**2 / (torch.e + contrast**2), atol=1e-4, rtol=1e-4)
+    x[:, 1] = 1.0
+    masked = norm(x)[:, 0, 0, 2, 2]
+    torch.testing.assert_close(masked, contrast**2 / (torch.e + contrast**2 + 3), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_divisive_norm_starts_at_a_usual_size_whatever_comes_in(scale, maps, rand):
+    norm = DivisiveNorm(NormParams(), maps(4))
+    x = (scale * rand(2, 4, 3, 9, 7)).requires_grad_()
+    y = norm(x)
+    assert 0.5 < y.std() < 3 and y.abs().max() < 50
+    (y * rand(2, 4, 3, 9, 7)).sum().backward()
+    assert 0.1 < scale * x.grad.std() < 10
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() < 1e3 for p in norm.parameters())
+    torch.testing.assert_close(norm.eval()(x), y)
+    silent = torch.zeros(1, 4, 1, 9, 7, requires_grad=True)
+    norm(silent).sum().backward()
+    assert silent.grad.isfinite().all()
+
+
+def test_divisive_norm_measures_its_inputs_over_steps_and_processes(maps, rand, monkeypatch):
+    """The weighted mean of the squares of all steps so far; a second pass over the same values changes nothing."""
+    norm, steps = DivisiveNorm(NormParams(momentum=0.3), maps(4)), [rand(2, 4, 3, 9, 7) * s for s in (1, 3, 2)]
+    for x in steps:
+        norm(x)
+    squares = [x.square().mean(dim=(0, 2, 3, 4)) for x in steps]
+    weights = [0.7**2, 0.7, 1.0]
+    expected = sum(w * s for w, s in zip(weights, squares, strict=True)) / sum(weights)
+    torch.testing.assert_close(norm._scale().square(), expected)
+    norm.frozen = True
+    norm(100 * steps[0])
+    torch.testing.assert_close(norm._scale().square(), expected)
+    other = rand(1, 4, 3, 9, 7) * 5
+    shared = DivisiveNorm(NormParams(), maps(4))
+    monkeypatch.setattr(
+        "neurotwin.models.norms.all_reduce_sum",
+        lambda mine: mine + torch.cat([other.square().sum(dim=(0, 2, 3, 4)), torch.tensor([189.0])]),
+    )
+    shared(steps[0])
+    torch.testing.assert_close(shared._scale().square(), torch.cat([steps[0], other]).square().mean(dim=(0, 2, 3, 4)))
 
 
 @pytest.mark.parametrize("affine", [True, False])

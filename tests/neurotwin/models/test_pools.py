@@ -119,3 +119,13 @@ def test_local_attention_by_loops(maps, generator, rand):
 def test_impossible_pools_are_refused(params, message, maps, generator):
     with pytest.raises(ConfigError, match=message):
         make_pool(params, maps(), generator=generator)
+
+
+def test_se_pool_of_stride_one_is_squeeze_and_excite_of_each_frame(maps, generator, rand):
+    """Beside a depthwise convolution this makes a depthwise-separable block with squeeze and excite."""
+    pool, x = make_pool({"type": "se_pool", "stride": 1, "r": 2}, maps(4), generator=generator), rand(2, 4, 3, 9, 7)
+    for b, t in np.ndindex(2, 3):
+        frame = x[b, :, t]
+        hidden = (pool.squeeze.weight @ frame.mean(dim=(1, 2)) + pool.squeeze.bias).clamp_min(0)
+        gate = 1 / (1 + (-(pool.excite.weight @ hidden + pool.excite.bias)).exp())
+        torch.testing.assert_close(pool(x)[b, :, t], frame * gate[:, None, None])

@@ -176,6 +176,79 @@ def test_points_from_the_coordinates_of_units(maps, generator):
         PointReadout(params, maps(), 6, generator=generator)
 
 
+LOW_RANK = (GaussianReadout, GaussianEIReadout, LinearReadout, FactorizedReadout, PointReadout)
+
+
+@pytest.mark.parametrize("kind", LOW_RANK)
+def test_units_share_mixtures_of_features(kind, maps, generator):
+    """A readout of rank 2 is that of full rank whose weights are the product; it starts as large."""
+    shared = kind(kind.Params(rank=2), maps(5), 400, generator=generator)
+    full = kind(kind.Params(), maps(5), 400, generator=generator)
+    weights = torch.einsum("...ur,rc->...uc", shared.features, shared.basis)
+    assert np.linalg.matrix_rank(weights.reshape(-1, 5).detach().numpy()) == 2
+    np.testing.assert_allclose(weights.square().mean().detach(), full.features.square().mean().detach(), rtol=0.8)
+    rest = {key: value for key, value in shared.state_dict().items() if key not in ("features", "basis")}
+    full.load_state_dict(rest | {"features": weights})
+    x = rand(2, 5, 3, 9, 7)
+    torch.testing.assert_close(shared.eval()(x), full.eval()(x))
+    for rank in (5, 9):
+        with pytest.raises(ConfigError, match=f"rank: {rank} mixtures of 5 features share nothing"):
+            kind(kind.Params(rank=rank), maps(5), 4, generator=generator)
+
+
+@pytest.mark.parametrize("kind", [GaussianReadout, GaussianEIReadout, PointReadout])
+def test_units_look_where_their_coordinates_say(kind, maps, generator):
+    """Positions are A p + c plus what is a unit's own, so that they fit a linear map by least squares exactly."""
+    coordinates = rand(6, 3) * 100 + 7
+    readout = kind(kind.Params(retinotopy=True), maps(), 6, positions=coordinates, generator=generator).eval()
+    plain = kind(kind.Params(), maps(), 6, generator=generator).eval()
+    rest = {key: value for key, value in readout.state_dict().items() if "retinotopy" not in key}
+    plain.load_state_dict(rest)
+    x = rand(2, 3, 4, 9, 7)
+    torch.testing.assert_close(readout(x), plain(x))  # the map is 0 at the start
+    with torch.no_grad():
+        readout.retinotopy.slope.copy_(rand(2, 3)), readout.retinotopy.centre.copy_(rand(2))
+        looked = (readout.points() if kind is PointReadout else readout.centres()).numpy() - readout.mean.numpy()
+        design = np.column_stack([coordinates.numpy(), np.ones(6)])
+        for part in looked.reshape(-1, 6, 2):
+            fitted, *_ = np.linalg.lstsq(design, part, rcond=None)
+            np.testing.assert_allclose(design @ fitted, part, atol=1e-9)
+            np.testing.assert_allclose(part.mean(axis=0), rand(2), atol=1e-9)
+        plain.mean.add_(torch.tensor(looked))
+        torch.testing.assert_close(readout(x), plain(x))
+    assert readout.retinotopy.lr_scales == {"slope": 4.5, "centre": 4.5}
+    with pytest.raises(ConfigError, match="retinotopy: the session has no unit_positions"):
+        kind(kind.Params(retinotopy=True), maps(), 6, generator=generator)
+
+
+def test_one_key_says_where_units_look(maps, generator):
+    params = PointReadout.Params(retinotopy=True, predict_positions=True)
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        PointReadout(params, maps(), 6, positions=rand(6, 2), generator=generator)
+
+
+def test_a_penalty_on_what_is_a_units_own_makes_the_map_explain_the_positions(maps, generator):
+    """Where the positions follow from the coordinates, `mean` ends at 0; one unit elsewhere is that far off alone."""
+    coordinates = rand(12, 2)
+    target = coordinates @ torch.tensor([[1.0, 0.4], [-0.5, 2.0]]) + 3.0
+    params = GaussianReadout.Params(retinotopy=True, initial_mean_scale=0.3)
+    readout = GaussianReadout(params, maps(1, 15, 15), 12, positions=coordinates, generator=generator)
+    optimizer = torch.optim.LBFGS([readout.mean, *readout.retinotopy.parameters()], max_iter=500, tolerance_grad=1e-12)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = (readout.centres() - target).square().sum() + 0.01 * readout.mean.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert readout.mean.detach().abs().max() < 1e-4
+    torch.testing.assert_close(readout.centres(), target, atol=1e-4, rtol=0)
+    target[5] += 4
+    optimizer.step(loss)
+    assert readout.mean.detach().abs().amax(dim=1).argmax() == 5
+
+
 def test_attention_readout_by_loops(maps, generator):
     params = AttentionReadout.Params(num_heads=2, key_dim=5)
     readout, x = AttentionReadout(params, maps(3, 3, 2), 4, generator=generator), rand(2, 3, 2, 3, 2)

@@ -12,7 +12,7 @@ from neurotwin.config import ConfigError, ModelConfig, define, registered
 from neurotwin.likelihoods import ResponseStatistics
 from neurotwin.models import TwinModel
 from neurotwin.models.network import Streamer
-from neurotwin.models.norms import BatchNorm
+from neurotwin.models.norms import BatchNorm, DivisiveNorm
 from neurotwin.models.parameters import describe_parameters
 
 
@@ -139,7 +139,7 @@ def random_blocks(draw) -> dict:
     order = draw(st.permutations(["conv", "norm", "act", "pool"]))
     return {
         "conv_params": {
-            "type": draw(st.sampled_from(["standard", "depthwise"])),
+            "type": draw(st.sampled_from(["standard", "depthwise", "factorized"])),
             "kernel_size": kernel,
             "padding": draw(st.sampled_from([[0, 0, 0], odd_or_even(kernel)])),
             "padding_mode": draw(st.sampled_from(["zeros", "replicate", "circular"])),
@@ -148,8 +148,8 @@ def random_blocks(draw) -> dict:
             "use_weight_norm": draw(st.booleans()),
             "aa_signal": draw(st.booleans()),
         },
-        "norm_type": draw(st.sampled_from(["none", "batch", "instance", "layer", "rms", "grn"])),
-        "act_type": draw(st.sampled_from(["relu", "splitrelu", "mish", "square"])),
+        "norm_type": draw(st.sampled_from(["none", "batch", "instance", "layer", "rms", "grn", "divisive"])),
+        "act_type": draw(st.sampled_from(["relu", "splitrelu", "mish", "square", "energy", "amplitude"])),
         "pool_params": draw(st.sampled_from([*pools, {"type": "locatt"}, {"type": "learned"}])),
         "order": ["pad", *order],
         "causal": draw(st.booleans()),
@@ -187,6 +187,8 @@ def test_clips_equal_windows_whatever_the_config(config, build, clips, cut):
     for module in twin.modules():
         if isinstance(module, BatchNorm):
             module.running_mean.normal_()
+        if isinstance(module, DivisiveNorm):
+            module.running_square.uniform_(), module.running_count.fill_(1)
     batch = clips(twin, length=3)
     whole = twin([batch])[0]
     for index in range(3):

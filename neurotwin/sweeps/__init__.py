@@ -1,0 +1,1 @@
+"""Searches over model files and training flags: what is searched, the trials, and their results."""
