@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from neurotwin.analysis.report import merit_title, number_text
 from neurotwin.checkpoint_file import find_checkpoint
 
 from .checkpoints import latest_checkpoint
@@ -23,6 +24,7 @@ __all__ = [
     "StepSize",
     "batch_of_run",
     "check_same_run",
+    "closing_lines",
     "describe_environment",
     "find_resumption",
     "first_difference",
@@ -292,6 +294,25 @@ def batch_of_run(arguments: Any, name: str, processes: int) -> int:
             "the run goes on with %d instead of %d processes; a step takes the same clips", processes, step["processes"]
         )
     return clips // processes * step["clip_len"]
+
+
+def closing_lines(folder: Path, merit: str, value: float, datasets: str) -> list[str]:
+    """What to do after a run, from its figure of merit on the validation part and the datasets that it was trained on.
+
+    Examples
+    --------
+    >>> closing_lines(Path("runs/a"), "bps", 0.2, "d.yaml")
+    ['next: neurotwin report runs/a --html report.html; a question to the model: neurotwin experiment --help']
+    """
+    lines = []
+    if not value > 0:
+        lines.append(
+            f"the model learned nothing: it predicts no better than the mean of each unit ({merit_title(merit)} "
+            f"{number_text(value)} on the validation part). neurotwin audit {datasets} looks for the cause in the data; "
+            "else train longer, or with another --learning_rate"
+        )
+    next_line = f"next: neurotwin report {folder} --html report.html; a question to the model: "
+    return [*lines, f"{next_line}neurotwin experiment --help"]
 
 
 def describe_environment(packages: Iterable[str] = ("torch", "lightning", "numpy")) -> dict[str, Any]:

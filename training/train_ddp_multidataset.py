@@ -26,7 +26,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neurotwin.analysis.evaluate import evaluate
-from neurotwin.analysis.report import load_run, merit_title, number_text, report_rows, text_table
+from neurotwin.analysis.report import load_run, report_rows, text_table
 from neurotwin.checkpoint_file import find_checkpoint, read_checkpoint
 from neurotwin.config import (
     Change,
@@ -66,6 +66,7 @@ from .runs import (
     StepSize,
     batch_of_run,
     check_same_run,
+    closing_lines,
     describe_environment,
     find_resumption,
     latest_run_folder,
@@ -305,20 +306,12 @@ def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict
         table = evaluate(twin.to(trainer.strategy.root_device), data.sessions, "val", progress=progress)
     table.write(folder / "units.csv")
     logger.info("%s\n%s", folder, text_table(report_rows([load_run(folder)])))
-    total = summarize_table(table)[-1].mean
+    merit, value = table.figure_of_merit, summarize_table(table)[-1].mean
     for board in trainer.loggers:
         if isinstance(board, TensorBoardLogger):
-            board.log_hyperparams(record["flags"], {f"val_{table.figure_of_merit}": total})
-    if not total > 0:
-        logger.info(
-            "the model learned nothing: it predicts no better than each unit's mean rate (%s %s). Look for the cause "
-            "with neurotwin audit %s; then train longer, or with another --learning_rate",
-            merit_title(table.figure_of_merit), number_text(total), record["flags"]["dataset_configs_path"],
-        )  # fmt: skip
-    logger.info(
-        "next: neurotwin report %s --html report.html, or a question: neurotwin experiment receptive_field %s",
-        folder, folder,
-    )  # fmt: skip
+            board.log_hyperparams(record["flags"], {f"val_{merit}": value})
+    for line in closing_lines(folder, merit, value, record["flags"]["dataset_configs_path"]):
+        logger.info(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
