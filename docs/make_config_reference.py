@@ -9,8 +9,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-import neurotwin.data.pipelines  # what these import is registered, and so documented
-import neurotwin.models  # noqa: F401
+import neurotwin.experiments  # noqa: F401  registers all that files can name
 from neurotwin import config
 from neurotwin.config import KINDS, params_of, registered
 from neurotwin.config.dataset import Labels
@@ -29,6 +28,7 @@ TITLES = {
     "shifter": "Shifter (one a session)",
     "history_encoder": "History encoder (one a session)",
     "pool": "Pool",
+    "augmentation": "Augmentation",
     "likelihood": "Likelihood",
     "link": "Output activation",
 }
@@ -216,7 +216,7 @@ def bounds(metadata: Any) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     flat = [m for item in metadata for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
     found = [(sign, getattr(m, key)) for m in flat for key, sign in signs.items() if hasattr(m, key)]
-    limits = [f"{sign} {bound:g}" for sign, bound in found if bound != config.LARGEST]
+    limits = [f"{sign} {bound:g}" for sign, bound in found if bound < config.LARGEST]
     return f", {', '.join(limits)}" if limits else ""
 
 

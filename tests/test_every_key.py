@@ -83,6 +83,7 @@ NOTICED = {
     "feature_dim": "the features say how wide they are",
     "n_units": "the session says how many units there are",
     "sampling_rate": "it is a label, and the data say their own rate",
+    "training": "it says how, not what, and is followed by the script: tests/training/test_recipe.py",
     "causal": "clips bring the frames that a window would have to make up, so both kinds of block consume them",
     "frontend learnable_temporal.padding_mode": "nothing is padded",
 }
@@ -109,7 +110,7 @@ GUESSES: list[Any] = [
     {"out_channels": 2}, {"power": 0.5}, {"eps": 0.5}, {"beta": 2.0}, {"enabled": True}, {"kind": "constant"},
     [{"act_type": "gelu"}], {"type": "gaussian"}, {"type": "linear"}, {"type": "concat"}, {"type": "gru"},
     {"type": "mlp"}, {"type": "adapter", "params": {"grid_size": 8}}, {"type": "vanilla", "params": {"channels": [3]}},
-    {"type": "softplus", "params": {"beta": 3.0}},
+    {"type": "softplus", "params": {"beta": 3.0}}, {"ema": 0.5},
 ]  # fmt: skip
 """Values to try; those that a key cannot have are passed over."""
 

@@ -23,7 +23,7 @@ from neurotwin.files import write_text
 from .checkpoints import SafeCheckpoint
 from .figures import ModelLogging
 from .samplers import ContrastWeightedSampler
-from .schedulers import largest_rate
+from .schedulers import AnnealedRate, largest_rate
 from .seams import micro_batches_done
 from .signals import Interrupted, StopSignals
 
@@ -36,6 +36,7 @@ __all__ = [
     "ModelLogging",
     "StopSignals",
     "TimeBudgetCallback",
+    "annealed",
 ]
 
 logger = logging.getLogger(__name__)
@@ -215,6 +216,10 @@ class TimeBudgetCallback(Callback):
     fit. If training stops within an epoch, a validation follows. If it stops right after a validation, no other is
     needed.
 
+    Schedules that end with the budget (:class:`~training.schedulers.AnnealedRate`) are told at every look how many
+    optimizer steps the run will have. Of the time that is left, an epoch takes that of its steps and of the longest
+    validation and checkpoint so far.
+
     Parameters
     ----------
     minutes
@@ -264,21 +269,32 @@ class TimeBudgetCallback(Callback):
             self._decide(trainer)
 
     def _decide(self, trainer: pl.Trainer) -> None:
-        left = self.budget - (self._clock() - self._start) - self._reserve(trainer)
-        fitting = left / max(self._trained / max(self._steps, 1), 1e-6)
+        spent, pause = self._clock() - self._start, self._pause(trainer)
+        step = max(self._trained / max(self._steps, 1), 1e-6)
+        unknown = self._validation is None and trainer.enable_validation
+        reserve = 1.2 * pause + 0.02 * self.budget
+        fitting = (self.budget - spent - (self.budget / 2 if unknown else reserve)) / step
         fitting = trainer.strategy.broadcast(fitting)
         if fitting < 1:
             trainer.should_stop = True
             logger.info("time budget of %s: stopping after step %d", _clock(self.budget), trainer.global_step)
         else:
             self._next_look = self._steps + max(1, int(fitting / 4))
+        for schedule in annealed(trainer):
+            batches = (self.budget - spent - reserve) / (step + pause / trainer.num_training_batches)
+            batches = trainer.strategy.broadcast(batches)
+            schedule.plan(trainer.global_step + batches / trainer.accumulate_grad_batches)
 
-    def _reserve(self, trainer: pl.Trainer) -> float:
-        """Seconds for the final validation and checkpoint."""
-        if self._validation is None and trainer.enable_validation:
-            return self.budget / 2
+    def _pause(self, trainer: pl.Trainer) -> float:
+        """Seconds of the longest validation and checkpoint so far; 0 before the first."""
         saving = max((c.seconds for c in trainer.checkpoint_callbacks if isinstance(c, SafeCheckpoint)), default=0.0)
-        return 1.2 * ((self._validation or 0.0) + saving) + 0.02 * self.budget
+        return (self._validation or 0.0) + saving
+
+
+def annealed(trainer: pl.Trainer) -> list[AnnealedRate]:
+    """The schedules of a run that end when it ends."""
+    found = (config.scheduler for config in trainer.lr_scheduler_configs)
+    return [schedule for schedule in found if isinstance(schedule, AnnealedRate)]
 
 
 # --------------------------------------------------------------------------------------------------------------------

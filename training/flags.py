@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from neurotwin.config import define, registered
+from neurotwin.config import TrainingConfig, check_limit, define, registered
 
 from . import schedulers
 
@@ -29,6 +29,7 @@ __all__ = [
     "add_flags",
     "choose_devices",
     "choose_precision",
+    "contradiction",
     "number_type",
     "parse_arguments",
     "without_effect",
@@ -41,13 +42,28 @@ _MOST = 10**6  # of what is counted by hand: epochs, sessions, bins of a clip
 
 
 class Arguments(argparse.Namespace):
-    """The values of all flags by name; `given` are the names of those that stood on the command line."""
+    """The values of all flags by name.
 
-    __slots__ = ("given",)
+    Attributes
+    ----------
+    given
+        Names of those that stood on the command line.
+    recipe
+        Names of those whose value is that of the model file (:func:`~training.recipe.follow_recipe`).
+    """
 
-    def __init__(self, given: frozenset[str] = frozenset(), **values: Any) -> None:
+    __slots__ = ("given", "recipe")
+
+    def __init__(
+        self, given: frozenset[str] = frozenset(), recipe: frozenset[str] = frozenset(), **values: Any
+    ) -> None:
         super().__init__(**values)
-        self.given = given
+        self.given, self.recipe = given, recipe
+
+    def sources(self) -> dict[str, str]:
+        """Where the value of each flag is from: command line, model file or default."""
+        known = dict.fromkeys(self.given, "command line") | dict.fromkeys(self.recipe, "model file")
+        return {name: known.get(name, "default") for name in vars(self)}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -84,9 +100,10 @@ def number_type(kind: type, least: float, *, above: bool = False, most: float = 
 
 def _limit(text: str) -> float:
     value = number_type(float, 0, above=True)(text)
-    if value > 1 and not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text}: a fraction up to 1, or a whole number of trials")
-    return value
+    try:
+        return check_limit(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _gpu_ids(text: str) -> list[int]:
@@ -154,6 +171,11 @@ class Flag:
     needs: str = ""
 
 
+def _recipe(name: str, group: str, *rest: Any) -> Flag:
+    """A flag that model files may set: what it means stands there."""
+    return Flag(name, group, TrainingConfig.model_fields[name].description, *rest)
+
+
 def _reads(flag: str) -> Callable[[argparse.Namespace, str], bool]:
     return lambda a, _: flag in define("lr_schedule", a.lr_scheduler).reads
 
@@ -167,6 +189,14 @@ def _figures(a: argparse.Namespace, _: str) -> bool:
     return a.enable_logging
 
 
+def _decay(text: str) -> float:
+    value = number_type(float, 0)(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be less than 1")
+    return value
+
+
+_decay.__name__ = "number"
 _CHOICE = {"dset_dtype": ("uint8", "bfloat16", "float32"), "balance": ("none", "session", "subject")}
 _ON = {"action": "store_true"}
 _DATA, _OPTIMISATION, _MACHINE, _RECORD = "data and model", "optimisation", "machine", "record"
@@ -182,57 +212,40 @@ FLAGS = (
     ),
     Flag("max_datasets", _DATA, "use at most the first N sessions", 30, {"type": _count}),
     Flag("dset_dtype", _DATA, "stimulus in storage", "uint8", {"choices": _CHOICE["dset_dtype"]}),
-    Flag("clip_len", _DATA, "bins of a clip; 1 makes windows", 32, {"type": _count}),
-    Flag("balance", _DATA, "what is drawn equally often", "none", {"choices": _CHOICE["balance"]}),
+    _recipe("clip_len", _DATA, 32, {"type": _count}),
+    _recipe("balance", _DATA, "none", {"choices": _CHOICE["balance"]}),
     Flag("enable_curriculum", _DATA, "high contrast first, annealed over the warm-up epochs", False, _ON),
     Flag(
         "num_workers", _DATA, "background threads that gather clips", 1, {"type": number_type(int, 0, most=256)}
     ),
-    Flag(
-        "batch_size", _OPTIMISATION, "bins that a process takes in a batch, in clips of --clip_len, at least one", 64,
-        {"type": number_type(int, 1, most=10**8)},
-    ),
-    Flag("learning_rate", _OPTIMISATION, "of readouts and adapters", 1e-4, {"type": _positive}),
-    Flag(
-        "core_lr_scale", _OPTIMISATION, "times learning_rate is the core's", 1.0, {"type": _size},
+    _recipe("batch_size", _OPTIMISATION, 64, {"type": number_type(int, 1, most=10**8)}),
+    _recipe("learning_rate", _OPTIMISATION, 1e-4, {"type": _positive}),
+    _recipe(
+        "core_lr_scale", _OPTIMISATION, 1.0, {"type": _size},
         lambda a, _: not a.freeze_core, "a core that is trained, so no --freeze_core",
     ),
-    Flag("weight_decay", _OPTIMISATION, "of weights", 1e-5, {"type": _size}),
-    Flag("max_epochs", _OPTIMISATION, "epochs to train", 100, {"type": _count}),
-    Flag("steps_per_epoch", _OPTIMISATION, "batches of an epoch", 1000, {"type": number_type(int, 1, most=10**7)}),
-    Flag(
-        "gradient_clip_val", _OPTIMISATION, "largest gradient norm; 0: any", 1.0,
-        {"type": number_type(float, 0, most=1e30)},
-    ),
-    Flag(
-        "accumulate_grad_batches", _OPTIMISATION,
-        "batches in a step, as if they were one, except that batch norm's statistics are those of each batch", 1,
-        {"type": number_type(int, 1, most=10**7)},
-    ),
-    Flag("lr_scheduler", _OPTIMISATION, "how learning rates change", "none", {"choices": schedulers.SCHEDULES}),
-    Flag(
-        "warmup_epochs", _OPTIMISATION, "of the learning rate and of the curriculum; 0: none", 5,
-        {"type": number_type(int, 0, most=_MOST)},
+    _recipe("weight_decay", _OPTIMISATION, 1e-5, {"type": _size}),
+    _recipe("max_epochs", _OPTIMISATION, 100, {"type": _count}),
+    _recipe("steps_per_epoch", _OPTIMISATION, 1000, {"type": number_type(int, 1, most=10**7)}),
+    _recipe("gradient_clip_val", _OPTIMISATION, 1.0, {"type": number_type(float, 0, most=1e30)}),
+    _recipe("accumulate_grad_batches", _OPTIMISATION, 1, {"type": number_type(int, 1, most=10**7)}),
+    _recipe("lr_scheduler", _OPTIMISATION, "none", {"choices": schedulers.SCHEDULES}),
+    _recipe(
+        "warmup_epochs", _OPTIMISATION, 5, {"type": number_type(int, 0, most=_MOST)},
         lambda a, on: a.enable_curriculum or _reads("warmup_epochs")(a, on),
         f"--enable_curriculum or {_schedules_reading('warmup_epochs')}",
     ),
-    Flag(
-        "restart_period", _OPTIMISATION, "epochs between restarts; default: a quarter of those after the warm-up",
-        None, {"type": _count}, _reads("restart_period"), _schedules_reading("restart_period"),
+    _recipe(
+        "restart_period", _OPTIMISATION, None, {"type": _count}, _reads("restart_period"),
+        _schedules_reading("restart_period"),
     ),
-    Flag(
-        "early_stopping_patience", _OPTIMISATION, "epochs without a better validation BPS; default: never stop",
-        None, {"type": _count},
-    ),
-    Flag(
-        "early_stopping_min_delta", _OPTIMISATION, "what counts as better, bits per spike", 0.0, {"type": _size},
+    _recipe("ema", _OPTIMISATION, None, {"type": _decay}),
+    _recipe("early_stopping_patience", _OPTIMISATION, None, {"type": _count}),
+    _recipe(
+        "early_stopping_min_delta", _OPTIMISATION, 0.0, {"type": _size},
         lambda a, _: a.early_stopping_patience is not None, "--early_stopping_patience",
     ),
-    Flag(
-        "limit_val_batches", _OPTIMISATION,
-        "limits the validation trials of each session (trials, not batches): a fraction up to 1, or a number above",
-        1.0, {"type": _limit},
-    ),
+    _recipe("limit_val_batches", _OPTIMISATION, 1.0, {"type": _limit}),
     Flag("time_budget_minutes", _OPTIMISATION, "stop in time for the final validation", None, {"type": _positive}),
     Flag("pretrained_checkpoint", _OPTIMISATION, "start from the core of a trained model: its file or run folder"),
     Flag("teacher", _OPTIMISATION, "learn also from the rates of a trained model or ensemble: its file or run folder"),
@@ -320,6 +333,9 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
     arguments = Arguments(frozenset(given), **{flag.name: given.get(flag.name, flag.default) for flag in FLAGS})
     if fault := _fault(arguments):
         parser.error(fault)
+    text, names = contradiction(arguments)
+    if text and names <= arguments.given:  # else the model file may know better
+        parser.error(text)
     return arguments
 
 
@@ -334,6 +350,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{flag.name}", help=text.replace("%", "%%"), default=argparse.SUPPRESS, **flag.options)
 
 
+def contradiction(a: argparse.Namespace) -> tuple[str, frozenset[str]]:
+    """Why values that model files may set cannot be together, and which they are; nothing if they can."""
+    if _reads("warmup_epochs")(a, "") and a.warmup_epochs >= a.max_epochs:
+        text = f"--warmup_epochs {a.warmup_epochs}: less than --max_epochs {a.max_epochs}"
+        return text, frozenset({"warmup_epochs", "max_epochs", "lr_scheduler"})
+    if a.enable_curriculum and a.warmup_epochs == 0:
+        text = "--enable_curriculum: it is annealed over --warmup_epochs, which is 0"
+        return text, frozenset({"enable_curriculum", "warmup_epochs"})
+    if a.accumulate_grad_batches > a.steps_per_epoch:
+        text = (
+            f"--accumulate_grad_batches {a.accumulate_grad_batches}: a step ends with its epoch, which has "
+            f"--steps_per_epoch {a.steps_per_epoch} batches"
+        )
+        return text, frozenset({"accumulate_grad_batches", "steps_per_epoch"})
+    return "", frozenset()
+
+
 def _fault(a: argparse.Namespace) -> str | None:
     """Why some flags cannot be together; None if they can."""
     frozen = next((name for name in ("freeze_core", "freeze_vision") if getattr(a, name)), None)
@@ -341,15 +374,6 @@ def _fault(a: argparse.Namespace) -> str | None:
         return f"--{frozen} would freeze random weights; give --pretrained_checkpoint as well"
     if not (a.model_config or a.pretrained_checkpoint):
         return "the following arguments are required: --model_config, or --pretrained_checkpoint, whose model is used"
-    if _reads("warmup_epochs")(a, "") and a.warmup_epochs >= a.max_epochs:
-        return f"--warmup_epochs {a.warmup_epochs}: less than --max_epochs {a.max_epochs}"
-    if a.enable_curriculum and a.warmup_epochs == 0:
-        return "--enable_curriculum: it is annealed over --warmup_epochs, which is 0"
-    if a.accumulate_grad_batches > a.steps_per_epoch:
-        return (
-            f"--accumulate_grad_batches {a.accumulate_grad_batches}: a step ends with its epoch, which has "
-            f"--steps_per_epoch {a.steps_per_epoch} batches"
-        )
     if "wandb" in a.logger and find_spec("wandb") is None:
         return "--logger wandb needs the extra: pip install 'neurotwin[wandb]'"
     if a.resume and a.ckpt_path:
@@ -358,19 +382,21 @@ def _fault(a: argparse.Namespace) -> str | None:
 
 
 def without_effect(arguments: argparse.Namespace, accelerator: str) -> list[str]:
-    """A line about each flag that was given and has no effect beside the others.
+    """A line about each value that was given, or stands in the model file, and has no effect beside the others.
 
     Parameters
     ----------
     arguments
-        From :func:`parse_arguments`.
+        From :func:`parse_arguments` or :func:`~training.recipe.follow_recipe`.
     accelerator
         "cpu" or "gpu", as chosen.
     """
+    places = {name: f"--{name}" for name in arguments.given}
+    places |= {name: f"{arguments.model_config}: training.{name}" for name in arguments.recipe}
     return [
-        f"--{flag.name} has no effect: it needs {flag.needs}"
+        f"{places[flag.name]} has no effect: it needs {flag.needs}"
         for flag in FLAGS
-        if flag.name in getattr(arguments, "given", ()) and flag.matters and not flag.matters(arguments, accelerator)
+        if flag.name in places and flag.matters and not flag.matters(arguments, accelerator)
     ]
 
 

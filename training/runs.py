@@ -205,7 +205,8 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     values = {flag.name: flag.default for flag in FLAGS} | record["flags"]  # a flag may be younger than the record
     flags = {f"--{name}": value for name, value in values.items() if name not in _FREE}
     recordings = {f"recording of {name}": key for name, key in record["sessions"].items()}
-    return {"global_batch_size": record["global_batch_size"], **flags, **recordings}
+    augmented = {"training.augmentation": record.get("augmentation", [])}
+    return {"global_batch_size": record["global_batch_size"], **flags, **augmented, **recordings}
 
 
 @dataclass(frozen=True)
@@ -308,8 +309,8 @@ def closing_lines(folder: Path, merit: str, value: float, datasets: str) -> list
     if not value > 0:
         lines.append(
             f"the model learned nothing: it predicts no better than the mean of each unit ({merit_title(merit)} "
-            f"{number_text(value)} on the validation part). neurotwin audit {datasets} looks for the cause in the data; "
-            "else train longer, or with another --learning_rate"
+            f"{number_text(value)} on the validation part). neurotwin audit {datasets} looks for the cause in the "
+            "data; else train longer, or with another --learning_rate"
         )
     next_line = f"next: neurotwin report {folder} --html report.html; a question to the model: "
     return [*lines, f"{next_line}neurotwin experiment --help"]

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from neurotwin.config import define, register, registered
 
 __all__ = [
     "SCHEDULES",
+    "Anneal",
+    "AnnealedRate",
     "Cosine",
     "CosineWarmup",
     "CosineWarmupRestart",
@@ -156,7 +158,74 @@ class CosineWarmupRestart(CosineWarmup):
         self.period = epochs * plan.steps_per_epoch
 
 
-def _half_cosine(step: int, length: int) -> float:
+class AnnealedRate(LRScheduler):
+    """A warm-up, times half a cosine over the steps that the run is thought to have, however often that changes.
+
+    With W steps of warm-up, and p the position in [0, 1), the factor at step s is ::
+
+        min(1, (s + 1) / W) (1 + cos(pi p)) / 2
+
+    and each step moves p by (1 - p) / (S - s), where S is the number of steps that the run is thought to have. As long
+    as S stays the same, p is s / S. p never goes back, and is part of the state that checkpoints hold.
+
+    Parameters
+    ----------
+    optimizer
+        Its groups keep the ratios of their rates.
+    warmup
+        W; 0: none.
+    steps
+        S at the start, and at most.
+
+    Attributes
+    ----------
+    position
+        p.
+    planned
+        S.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, warmup: int, steps: int) -> None:
+        self.warmup, self.most = warmup, steps
+        self.position, self.planned = 0.0, steps
+        super().__init__(optimizer)
+
+    def plan(self, steps: float) -> None:
+        """Say how many steps the run is thought to have."""
+        self.planned = min(self.most, max(self.last_epoch + 1, round(steps)))
+
+    def step(self, epoch: int | None = None) -> None:
+        """Move to the next step. After the last one the rate stays as it was there."""
+        left = self.planned - self.last_epoch
+        if self.last_epoch >= 0 and left > 1:
+            self.position += (1 - self.position) / left
+        super().step()
+
+    def get_lr(self) -> list[float]:
+        """The rates of the groups."""
+        rise = min(1.0, (self.last_epoch + 1) / self.warmup) if self.warmup else 1.0
+        return [rate * rise * _half_cosine(self.position, 1) for rate in self.base_lrs]
+
+
+@register("lr_schedule", "anneal")
+class Anneal(Schedule):
+    """Half a cosine over the whole run, to 0 at its end: the last epoch, or before that the end of the time budget.
+
+    It is multiplied by (s + 1) / W for the W steps of the warm-up; see :class:`AnnealedRate`. Without a time budget it
+    is a function of the step. With one, the steps to come are estimated from those that were timed, again and again
+    (:class:`~training.callbacks.TimeBudgetCallback`), so that the rates follow the clock.
+    """
+
+    reads = ("warmup_epochs",)
+
+    def make(self, optimizer: Optimizer) -> dict[str, Any]:
+        """An :class:`AnnealedRate`."""
+        warmup = self.plan.warmup_epochs * self.plan.steps_per_epoch
+        scheduler = AnnealedRate(optimizer, warmup=warmup, steps=self.plan.steps)
+        return {"scheduler": scheduler, "interval": "step", "frequency": 1}
+
+
+def _half_cosine(step: float, length: float) -> float:
     return (1 + math.cos(math.pi * step / length)) / 2
 
 

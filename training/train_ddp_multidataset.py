@@ -32,6 +32,7 @@ from neurotwin.config import (
     Change,
     ConfigError,
     ModelConfig,
+    TrainingConfig,
     load_dataset_configs,
     load_model_config,
     noticing,
@@ -45,6 +46,8 @@ from neurotwin.metrics import summarize_table
 from neurotwin.models import check_run, load_twin
 
 from . import MultiDatasetDM, MultiDatasetModel, flags
+from .augmentation import Augment
+from .averaging import WeightAverage
 from .callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
@@ -54,6 +57,7 @@ from .callbacks import (
     ModelLogging,
     StopSignals,
     TimeBudgetCallback,
+    annealed,
 )
 from .checkpoints import SafeCheckpoint, latest_checkpoint
 from .flags import Arguments, choose_precision, without_effect
@@ -62,6 +66,7 @@ from .pl_modules import NonFiniteLossError
 from .pl_modules.pretrained import open_pretrained
 from .processes import GradientSumStrategy
 from .progress_line import ProgressLine
+from .recipe import follow_recipe, with_recipe
 from .runs import (
     StepSize,
     batch_of_run,
@@ -88,28 +93,32 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     return flags.parse_arguments(argv, description=__doc__)
 
 
-def train(arguments: argparse.Namespace, signals: StopSignals | None = None, log: RunLog | None = None) -> Path:
+def train(arguments: Arguments, signals: StopSignals | None = None, log: RunLog | None = None) -> Path:
     """Train as the flags say, and return the run's folder; `log` gets a file there."""
     launch = read_launch(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids, arguments.num_nodes)
     announce_rank(launch.rank)
     if launch.rank:
         logging.getLogger().setLevel(logging.ERROR)
-    for line in without_effect(arguments, launch.accelerator):
-        logger.warning(line)
     pretrained = arguments.pretrained_checkpoint and find_checkpoint(arguments.pretrained_checkpoint)
     with noticing():
         changes = parse_changes(arguments.set or ())
         model_config = choose_model(arguments.model_config, pretrained, changes)
+        arguments = follow_recipe(arguments, model_config.training, arguments.model_config)
+        for line in without_effect(arguments, launch.accelerator):
+            logger.warning(line)
         name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
         batch_size = batch_of_run(arguments, name, launch.n_processes)
         data = make_data(arguments, model_config, changes, batch_size)
         model = make_model(arguments, model_config, pretrained, data)
     step = StepSize.of(batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)
     record = make_record(arguments, name, model, data, step)
+    record["augmentation"] = model_config.training.model_dump(mode="json").get("augmentation", [])
     folder, checkpoint = run_folder(arguments, name, model, record)
-    trainer = make_trainer(arguments, launch, folder, name, model.merit, signals)
+    augmentations = [part.params for part in model_config.training.augmentation]
+    extra = [*([Augment(augmentations, arguments.seed)] if augmentations else []), *([signals] if signals else [])]
+    trainer = make_trainer(arguments, launch, folder, name, model.merit, extra)
     logger.info("%s: on %s, precision %s, a step takes %s", folder, launch.accelerator, trainer.precision, step.text())
-    write_record(folder, record, model, data)
+    write_record(folder, record, with_recipe(model_config, arguments), data)
     if log and not launch.rank:
         log.open(folder)
     began = time.monotonic()
@@ -190,18 +199,20 @@ def make_model(
         "freeze_vision", "freeze_core", "compile", "on_nan", "teacher_weight", "seed",
     )  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
+    config = model_config.model_copy(update={"training": TrainingConfig()})  # it has been followed
     return MultiDatasetModel(
-        model_config, data.specs, statistics=data.statistics(), pretrained_checkpoint=pretrained, **settings
+        config, data.specs, statistics=data.statistics(), pretrained_checkpoint=pretrained, **settings
     )
 
 
 def make_record(
-    arguments: argparse.Namespace, name: str, model: MultiDatasetModel, data: MultiDatasetDM, step: StepSize
+    arguments: Arguments, name: str, model: MultiDatasetModel, data: MultiDatasetDM, step: StepSize
 ) -> dict[str, Any]:
     """What `run.json` says of a run."""
     return {
         "name": name, "model_config": arguments.model_config, "seed": arguments.seed,
         "parameters": sum(p.numel() for p in model.twin.parameters()), "flags": vars(arguments),
+        "sources": arguments.sources(),
         "global_batch_size": step.bins, "step": asdict(step), "environment": describe_environment(),
         "sessions": {prepared.name: prepared.key for prepared in data.sessions}, "wall_s": 0.0,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -209,7 +220,12 @@ def make_record(
 
 
 def make_trainer(
-    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, merit: str, signals: StopSignals | None
+    arguments: argparse.Namespace,
+    launch: Launch,
+    folder: Path,
+    name: str,
+    merit: str,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     """Lightning's loop, with the processes that were launched; the best checkpoint is that of the largest `merit`."""
     return pl.Trainer(
@@ -218,7 +234,7 @@ def make_trainer(
         precision=choose_precision(arguments.precision, launch.accelerator), max_epochs=arguments.max_epochs,
         gradient_clip_val=arguments.gradient_clip_val or None,
         accumulate_grad_batches=arguments.accumulate_grad_batches,
-        callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *([signals] if signals else [])],
+        callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *callbacks],
         logger=make_loggers(arguments, folder, name), log_every_n_steps=min(50, arguments.steps_per_epoch),
         num_sanity_val_steps=0, use_distributed_sampler=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder,
@@ -242,6 +258,8 @@ def make_callbacks(arguments: argparse.Namespace, folder: Path, monitor: str) ->
         callbacks.append(CurriculumCallback())
     if arguments.time_budget_minutes:
         callbacks.append(TimeBudgetCallback(arguments.time_budget_minutes))
+    if arguments.ema is not None:
+        callbacks.append(WeightAverage(arguments.ema))
     if arguments.early_stopping_patience is not None:
         patience, least = arguments.early_stopping_patience, arguments.early_stopping_min_delta
         callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, min_delta=least))
@@ -284,10 +302,10 @@ def run_folder(
 
 
 @rank_zero_only
-def write_record(folder: Path, record: dict[str, Any], model: MultiDatasetModel, data: MultiDatasetDM) -> None:
+def write_record(folder: Path, record: dict[str, Any], config: ModelConfig, data: MultiDatasetDM) -> None:
     """Write the resolved configs and the record before training starts."""
     for file, value in (
-        ("model.yaml", model.twin.config.model_dump(mode="json", by_alias=True)),
+        ("model.yaml", config.model_dump(mode="json", by_alias=True)),
         ("datasets.yaml", {config.session: config.model_dump(mode="json", by_alias=True) for config in data.configs}),
     ):
         write_text(folder / file, yaml.safe_dump(value, sort_keys=False))
@@ -296,7 +314,10 @@ def write_record(folder: Path, record: dict[str, Any], model: MultiDatasetModel,
 
 def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict[str, Any]) -> None:
     """Evaluate the best checkpoint on the validation split, write and show the table; without one, only the record."""
-    write_json(folder / "run.json", record | {"epochs": trainer.current_epoch, "steps": trainer.global_step})
+    record |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    for schedule in annealed(trainer):
+        record["annealed"] = schedule.position
+    write_json(folder / "run.json", record)
     if not any(has_part(prepared, "val") for prepared in data.sessions):
         logger.info("%s: trained, checkpoints/last.ckpt is kept; no session has a validation part to evaluate", folder)
         return

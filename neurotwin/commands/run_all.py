@@ -10,19 +10,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from ..analysis.report import load_run, report_rows, text_table
+from ..config import ConfigError
+from ..config.yamlfile import read_yaml
 from ..data.progress import clock_text
 from ..errors import UserError
 
 __all__ = ["RunAllError", "Trained", "add_arguments", "find_models", "run", "train_all"]
 
-# Name of each setting with its default and help. The defaults are sized so that a fresh clone gets from nothing to the
-# table in ten minutes on two cores.
+# Name of each setting with its default and help.
 _SETTINGS = {
     "family": ("", "folder of experiments/model_configs to train, such as full; default: that folder itself"),
     "models": ("", "names of configs in it, or paths of configs, as one word: 'A B'; default: all of them"),
@@ -30,23 +31,27 @@ _SETTINGS = {
         "experiments/dataset_configs/backimage_120.yaml", "parent YAML, or folder of session YAMLs (%(default)s)"
     ),
     "output": (f"runs/backimage_{time.strftime('%Y%m%d_%H%M%S')}", "where run folders are made (%(default)s)"),
-    "batch_size": ("256", "predicted bins in a step (%(default)s)"),
-    "learning_rate": ("2e-2", "of readouts; the core learns at half of it (%(default)s)"),
-    "max_epochs": ("10", "(%(default)s)"),
-    "steps_per_epoch": ("100", "(%(default)s)"),
+    "batch_size": ("", "predicted bins in a step (256)"),
+    "learning_rate": ("", "of readouts; the core learns at half of it (2e-2)"),
+    "max_epochs": ("", "(10)"),
+    "steps_per_epoch": ("", "(100)"),
     "time_budget_minutes": ("1.5", "of each model; what is not done by then is left out (%(default)s)"),
     "extra_flags": ("", "more flags of the trainer, as one word; or write them after --"),
 }  # fmt: skip
-_FIXED = (
-    "--core_lr_scale", "0.5", "--lr_scheduler", "cosine_warmup", "--warmup_epochs", "1", "--limit_val_batches", "0.25",
-)  # fmt: skip
+# What a model config does not say in its section training, and the caller has not set. It is sized, with the time
+# budget, so that a fresh clone gets from nothing to the table in ten minutes on two cores.
+_DEFAULTS = {
+    "batch_size": "256", "learning_rate": "2e-2", "max_epochs": "10", "steps_per_epoch": "100", "core_lr_scale": "0.5",
+    "lr_scheduler": "anneal", "warmup_epochs": "1", "ema": "0.99", "limit_val_batches": "0.25",
+}  # fmt: skip
 TRAINER = (sys.executable, "-m", "neurotwin", "train")
 _ENDED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}  # exit codes
 _EPILOG = """
-Rates follow a cosine after an epoch of warm-up; epochs are validated on a quarter of the trials, the table is of all of
-them. A line "# flags: FLAG..." in a config overrides the settings for that model. A config that fails does not stop the
-others; the exit code is then 1. Ctrl-C stops the whole. Each setting is an option or, in capitals, an environment
-variable; the option wins.
+What is not set here is as the section "training" of the model config says, and else as stands in brackets. Learning
+rates fall to 0 within the time budget, and weights are averaged over steps, unless a config says otherwise. Epochs
+are validated on a quarter of the trials, the table is of all of them. A config that fails does not stop the others; the
+exit code is then 1. Ctrl-C stops the whole. Each setting is an option or, in capitals, an environment variable; the
+option wins.
 
 Example: a quick look at two models with the curriculum
   MAX_EPOCHS=2 neurotwin run-all --models "ln resnet" -- --enable_curriculum
@@ -80,9 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not Path(arguments.datasets).exists():
         raise RunAllError(f"{arguments.datasets}: no such dataset config; name one by --datasets")
     names = ("batch_size", "learning_rate", "max_epochs", "steps_per_epoch", "time_budget_minutes")
-    flags = [word for name in names for word in (f"--{name}", getattr(arguments, name))]
+    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
     extra = [*shlex.split(arguments.extra_flags), *arguments.flags]
-    done = train_all(models, arguments.datasets, arguments.output, [*flags, *_FIXED], extra)
+    done = train_all(models, arguments.datasets, arguments.output, settings, extra)
     if done.stopped:
         return done.stopped
     if done.runs:
@@ -109,8 +114,8 @@ def find_models(names: Sequence[str], folder: Path) -> list[Path]:
 
 
 def train_all(
-    models: Sequence[Path], datasets: str, output: str | Path, flags: Sequence[str], extra: Sequence[str] = (), *,
-    trainer: Sequence[str] | None = None,
+    models: Sequence[Path], datasets: str, output: str | Path, settings: Mapping[str, str],
+    extra: Sequence[str] = (), *, trainer: Sequence[str] | None = None,
 ) -> Trained:  # fmt: skip
     """Train models one after another, each in a process of its own.
 
@@ -122,8 +127,11 @@ def train_all(
         What they are trained on.
     output
         Where run folders are made, one of each config's name.
-    flags, extra
-        Of the trainer. Those that a config has in its line ``# flags:`` come between them; the last one wins.
+    settings
+        Flags of the trainer by name. Of those that are not among them, a few have defaults here, unless the model's
+        config says something of them in its section ``training``.
+    extra
+        More flags, as words.
     trainer
         The words that start the trainer; default ``neurotwin train``.
 
@@ -147,7 +155,7 @@ def train_all(
         else:
             place = ("--model_config", str(model), "--dataset_configs_path", datasets)
             place = (*place, "--experiment_name", name, "--checkpoint_dir", str(output))
-            code = _wait([*(trainer or TRAINER), *place, *flags, *_own_flags(model), *extra])
+            code = _wait([*(trainer or TRAINER), *place, *_flags(model, settings), *extra])
             if (folder / "run.json").exists():  # one that failed on the way has its row as well
                 done.runs.append(folder)
         if code in _ENDED:
@@ -159,10 +167,15 @@ def train_all(
     return done
 
 
-def _own_flags(model: Path) -> list[str]:
-    """What suits a model better than the settings of all: its lines ``# flags: ...``."""
-    lines = model.read_text(encoding="utf-8").splitlines()
-    return [w for line in lines if line.startswith("# flags: ") for w in line.removeprefix("# flags: ").split()]
+def _flags(model: Path, settings: Mapping[str, str]) -> list[str]:
+    """The settings of a model: those given, else those of its config (which the trainer reads), else the defaults."""
+    try:
+        content = read_yaml(model)[0]
+    except ConfigError:  # the trainer says what is wrong with it
+        content = None
+    said = (content.get("training") if isinstance(content, dict) else None) or ()
+    values = {name: value for name, value in _DEFAULTS.items() if name not in said} | dict(settings)
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
 
 
 def _wait(command: Sequence[str]) -> int:

@@ -28,11 +28,13 @@ from .model import BaselineConfig, ModelConfig, RegularizerConfig, ScheduleConfi
 from .notices import MODEL, Notices, notice, noticing
 from .part import FlatPart, NoParams, Op, Part, params_of
 from .registry import KINDS, define, name_of, register, registered
+from .training import AugmentationConfig, TrainingConfig, check_limit
 
 __all__ = [
     "KINDS",
     "LARGEST",
     "MODEL",
+    "AugmentationConfig",
     "BaselineConfig",
     "Change",
     "ConfigError",
@@ -56,8 +58,10 @@ __all__ = [
     "ScheduleConfig",
     "Size",
     "Strict",
+    "TrainingConfig",
     "TransformConfig",
     "changed",
+    "check_limit",
     "define",
     "json_schemas",
     "load_dataset_configs",

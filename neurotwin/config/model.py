@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from .base import ConfigError, Names, NonNegative, PositiveInt, Strict
 from .part import Part
 from .registry import define, registered
+from .training import TrainingConfig
 
 __all__ = ["Adapter", "BaselineConfig", "ModelConfig", "Readout", "RegularizerConfig", "ScheduleConfig"]
 
@@ -179,6 +180,9 @@ class ModelConfig(Strict):
     shifter: Shifter = Field(default_factory=Shifter, description="One a session: gaze moves the readout's positions.")
     history_encoder: HistoryEncoder | None = Field(None, description="v1multi_history: what spike history adds.")
     regularization: tuple[RegularizerConfig, ...] = Field((), description="Penalties and proximal steps.")
+    training: TrainingConfig = Field(
+        default_factory=TrainingConfig, description="The recipe that suits the model; flags that are given override it."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

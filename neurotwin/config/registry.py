@@ -29,6 +29,7 @@ KINDS: dict[str, str] = {
     "penalty": "what is asked of weights",
     "penalty_schedule": "how the weight of a penalty changes over epochs",
     "lr_schedule": "how learning rates change over steps",
+    "augmentation": "a change of training clips that leaves their responses as they are",
     "transform": "one operation on a signal of a session",
     "filter": "one mask over bins, or over bins and units",
     "format": "recordings of one layout, read as a session",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..clip import Clip, Sample, Target
+from . import augmentation  # noqa: F401  registers what model files may name
 from .arrange import bin_stretches
 from .pipelines import runs_of
 from .prepare import Prepared

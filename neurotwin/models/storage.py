@@ -33,7 +33,8 @@ def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
 def load_twin(path: str | Path) -> TwinModel:
     """Open a model or ensemble saved by :meth:`TwinModel.save`, or a training checkpoint (``.ckpt``), ready to predict.
 
-    A run's folder stands for its best checkpoint. No code from the file is run.
+    A run's folder stands for its best checkpoint. Where the run averaged its weights (``--ema``), the twin has the
+    average. No code from the file is run.
 
     Raises
     ------
@@ -46,6 +47,7 @@ def load_twin(path: str | Path) -> TwinModel:
             checkpoint = read_checkpoint(path)
             text, prefix = checkpoint["twin"], "twin."
             weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+            weights |= checkpoint.get("averaged", {})
         else:
             arrays, metadata = load_arrays(path)
             text, weights = metadata["twin"], {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

@@ -176,7 +176,7 @@ class TwinModel(Network):
 
     def describe(self) -> dict[str, Any]:
         """All that is needed to build the model again, weights aside, as plain values that JSON can hold."""
-        config = self.config.model_dump(mode="json", by_alias=True)
+        config = self.config.model_dump(mode="json", by_alias=True, exclude={"training"})  # how, not what
         return {"format": TWIN_FORMAT, "config": config, "sessions": [spec.to_json() for spec in self.sessions]}
 
     @classmethod

@@ -15,6 +15,7 @@ import yaml
 from neurotwin.checkpoint_file import read_checkpoint, write_checkpoint
 from neurotwin.data.session import Session
 from training import train_ddp_multidataset as script
+from training.averaging import WeightAverage
 from training.callbacks import CurriculumCallback, MetricsFile, ModelLogging, TimeBudgetCallback
 from training.checkpoints import SafeCheckpoint
 from training.flags import choose_devices, choose_precision
@@ -149,6 +150,8 @@ FLAGS = [
     ({"--accumulate_grad_batches": "2"}, lambda r: r.trainer.accumulate_grad_batches == 2 == r.data.accumulate),
     ({"--lr_scheduler": "cosine"}, lambda r: optimizer_of(r)[1][6] == 0.5),
     ({"--lr_scheduler": "step"}, lambda r: optimizer_of(r)[1][4] == 0.1),
+    ({"--lr_scheduler": "anneal", "--warmup_epochs": "2"},
+     lambda r: optimizer_of(r)[1][1] < 0.6 < optimizer_of(r)[1][4]),
     ({"--lr_scheduler": "plateau"}, lambda r: "monitor" in schedule_of(r)),
     ({"--lr_scheduler": "cosine_warmup", "--warmup_epochs": "2"}, lambda r: optimizer_of(r)[1][0] == 0.25),
     (
@@ -172,6 +175,7 @@ FLAGS = [
     ({"--experiment_name": "other"}, lambda r: r.folder.name == "other"),
     ({"--checkpoint_dir": "{lab}/runs"}, lambda r: r.folder.parent.parent.name.startswith("lab")),
     ({"--ckpt_path": "{lab}/last.ckpt"}, lambda r: r.checkpoint is not None and r.checkpoint.endswith("last.ckpt")),
+    ({"--ema": "0.75"}, lambda r: of(r, WeightAverage, "decay") == 0.75),
     ({"--early_stopping_patience": "3"}, lambda r: of(r, pl.callbacks.EarlyStopping, "patience") == 3),
     (
         {"--early_stopping_patience": "3", "--early_stopping_min_delta": "0.5"},

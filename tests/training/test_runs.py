@@ -151,7 +151,7 @@ def test_a_run_that_learned_nothing_says_so(value):
     assert closing_lines(Path("runs/a"), "bps", 1e-3, "d.yaml") == [following]
 
 
-def resumed(tmp_path, processes, *, batch_size=64, saved=True, **step):
+def resumed(tmp_path, now, *, batch_size=64, saved=True, **step):
     """Bins that a process takes where a run of 2 processes with 8 clips of 8 bins each is resumed on some."""
     folder = tmp_path / "run"
     step = {"clips": 8, "clip_len": 8, "processes": 2, "batches": 1} | step
@@ -161,7 +161,7 @@ def resumed(tmp_path, processes, *, batch_size=64, saved=True, **step):
         (folder / "checkpoints/last.ckpt").unlink()
     (folder / "run.json").write_text(json.dumps(old))
     arguments = SimpleNamespace(checkpoint_dir=str(tmp_path), resume="auto", batch_size=batch_size)
-    return batch_of_run(arguments, "run", processes)
+    return batch_of_run(arguments, "run", now)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8, 16])
@@ -181,7 +181,7 @@ def test_where_nothing_is_resumed_or_another_batch_is_asked_for_the_flag_holds(t
 
 
 def test_processes_that_cannot_share_the_batch_are_refused_with_those_that_can(tmp_path):
-    with pytest.raises(ValueError, match="takes 16 clips, which 3 .* go on with 1, 2, 4, 8 or 16 processes"):
+    with pytest.raises(ValueError, match=r"takes 16 clips, which 3 .* go on with 1, 2, 4, 8 or 16 processes"):
         resumed(tmp_path, 3)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, ReduceLROnPlateau, StepLR
 
 from neurotwin.config import register, registered
-from training.schedulers import SCHEDULES, Schedule, make_scheduler
+from training.schedulers import SCHEDULES, AnnealedRate, Schedule, make_scheduler
 
 LENGTH = {"max_epochs": 6, "steps_per_epoch": 5}
 
@@ -31,7 +31,7 @@ def rates(kind: str, steps: int = 30, base=(0.4,), **kwargs) -> list[list[float]
 
 
 def test_schedules_are_registered_and_a_further_one_is_one_definition():
-    assert SCHEDULES == ("none", "step", "plateau", "cosine", "cosine_warmup", "cosine_warmup_restart")
+    assert SCHEDULES == ("none", "step", "plateau", "cosine", "cosine_warmup", "cosine_warmup_restart", "anneal")
     assert all(definition.__doc__ for definition in registered("lr_schedule").values())
 
     @register("lr_schedule", "half_of_test_schedulers")
@@ -84,7 +84,7 @@ def test_groups_keep_their_ratio_and_the_rate_stays_positive_and_bounded(kind):
         assert core == pytest.approx(readout / 4)
 
 
-@pytest.mark.parametrize("kind", ["step", "cosine", "cosine_warmup", "cosine_warmup_restart"])
+@pytest.mark.parametrize("kind", ["step", "cosine", "cosine_warmup", "cosine_warmup_restart", "anneal"])
 def test_the_rate_changes_within_epochs_and_stays_after_the_last(kind):
     found = rates(kind, steps=40, warmup_epochs=2, steps_per_epoch=5, restart_period=2)
     assert found[29:] == [found[29]] * 11
@@ -135,3 +135,56 @@ def test_a_resumed_schedule_goes_on(kind, tmp_path):
 def test_impossible_schedules_are_refused(kind, change, message):
     with pytest.raises(ValueError, match=message):
         make_scheduler(optimizer_of(0.1), kind, **{**LENGTH, **change})
+
+
+# --- annealing to the time budget -----------------------------------------------------------------------------------
+
+
+def annealed(optimizer, **lengths) -> AnnealedRate:
+    return make_scheduler(optimizer, "anneal", **LENGTH | lengths)["scheduler"]
+
+
+def test_without_a_budget_anneal_is_a_cosine_times_the_warmup():
+    cosine = [rate for (rate,) in rates("cosine")]
+    torch.testing.assert_close([rate for (rate,) in rates("anneal", warmup_epochs=0)], cosine)
+    expected = [rate * min(1, (step + 1) / 10) for step, rate in enumerate(cosine)]
+    torch.testing.assert_close([rate for (rate,) in rates("anneal", warmup_epochs=2)], expected)
+
+
+def test_a_run_that_turns_out_shorter_or_longer_still_ends_its_cosine():
+    """By hand: 4 of 30 steps; then 10 are thought to come, then, after 3 of them, only 4 more."""
+    optimizer = optimizer_of(1.0)
+    scheduler = annealed(optimizer, warmup_epochs=0)
+    run(optimizer, scheduler, 4)
+    assert scheduler.position == pytest.approx(4 / 30)
+    scheduler.plan(4 + 10)
+    run(optimizer, scheduler, 3)
+    position = 4 / 30 + (26 / 30) * 3 / 10
+    assert scheduler.position == pytest.approx(position)
+    scheduler.plan(7 + 4)
+    found = [rate for (rate,) in run(optimizer, scheduler, 4)]
+    steps = [position + (1 - position) * step / 4 for step in range(4)]
+    torch.testing.assert_close(found, [(1 + math.cos(math.pi * p)) / 2 for p in steps])
+
+
+def test_the_plan_is_never_longer_than_the_run_nor_in_the_past():
+    optimizer = optimizer_of(1.0)
+    scheduler = annealed(optimizer, warmup_epochs=0)
+    scheduler.plan(1e9)
+    assert scheduler.planned == 30
+    run(optimizer, scheduler, 6)
+    scheduler.plan(-5.0)
+    before = scheduler.position
+    run(optimizer, scheduler, 3)
+    assert scheduler.planned == 7 and scheduler.position == before
+
+
+def test_a_saved_position_goes_on_as_if_nothing_was():
+    whole, first, second = (optimizer_of(1.0) for _ in range(3))
+    schedulers = [annealed(optimizer, warmup_epochs=1) for optimizer in (whole, first, second)]
+    for optimizer, scheduler in zip((whole, first), schedulers, strict=False):
+        scheduler.plan(21)
+        run(optimizer, scheduler, 8)
+    second.load_state_dict(first.state_dict())
+    schedulers[2].load_state_dict(schedulers[1].state_dict())
+    assert run(second, schedulers[2], 9) == run(whole, schedulers[0], 9)

@@ -168,7 +168,9 @@ class MultiDatasetModel(pl.LightningModule):
             self.parameter_infos = tuple(describe_parameters(self.twin))
             self.regularizers = Regularizers(model_config.regularization, self.parameter_infos)
             for key in unread_keys(model_config, reads):
-                notice(MODEL, key.split("."), "has no effect in this model")
+                script = key == "training"
+                text = "is for the script; here the arguments hold" if script else "has no effect in this model"
+                notice(MODEL, key.split("."), text)
         if statistics is not None:
             self.twin.initialise(statistics)
         if source is not None:

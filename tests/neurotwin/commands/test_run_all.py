@@ -84,6 +84,28 @@ def test_settings_come_from_everywhere_and_the_nearest_wins(lab, monkeypatch):
     assert words[-5:] == ["--compile", "--balance", "subject", "--seed", "3"]
 
 
+def test_the_caller_comes_before_the_model_config_and_that_before_the_defaults(lab, monkeypatch):
+    text = "training: {learning_rate: 0.5, batch_size: 128, ema: 0.9}\n"
+    (lab / "experiments/model_configs/c.yaml").write_text(text)
+    monkeypatch.setenv("STEPS_PER_EPOCH", "7")
+    assert call("--models", "c", "--learning_rate", "0.1") == 0
+    words = asked("c")
+    assert len(set(words[::2])) * 2 == len(words)  # nothing twice
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    assert flags["--learning_rate"] == "0.1" and flags["--steps_per_epoch"] == "7"
+    assert "--batch_size" not in flags and "--ema" not in flags  # the trainer reads them
+    assert flags["--max_epochs"] == "10" and flags["--lr_scheduler"] == "anneal"
+    assert flags["--time_budget_minutes"] == "1.5"
+
+
+@pytest.mark.parametrize("text", ["readout: gaussian", "training:", "", "training: [", "- 1"])
+def test_a_config_that_says_nothing_has_the_defaults(lab, text):
+    (lab / "experiments/model_configs/c.yaml").write_text(text)
+    assert call("--models", "c") == 0
+    flags = dict(itertools.pairwise(asked("c")))
+    assert flags["--batch_size"] == "256" and flags["--learning_rate"] == "2e-2" and flags["--ema"] == "0.99"
+
+
 def test_a_family_and_a_path_are_found(lab):
     assert call("--family", "big") == 0
     assert trained() == ["d"]
@@ -121,7 +143,7 @@ def test_a_signal_stops_the_whole_after_the_model_has_saved(lab):
     code = (
         "import sys; from pathlib import Path; from neurotwin.commands.run_all import train_all\n"
         "models = [Path('experiments/model_configs') / f'{n}.yaml' for n in ('slow', 'c')]\n"
-        "sys.exit(train_all(models, 'd', 'runs/x', [], trainer=[sys.executable, 'trainer.py']).stopped)"
+        "sys.exit(train_all(models, 'd', 'runs/x', {}, trainer=[sys.executable, 'trainer.py']).stopped)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -139,5 +161,5 @@ def test_a_signal_stops_the_whole_after_the_model_has_saved(lab):
 def test_a_model_that_a_signal_killed_has_the_exit_code_of_a_shell(lab):
     (lab / "trainer.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     models = [Path("experiments/model_configs/a.yaml")]
-    done = train_all(models, "d", "runs/x", [], trainer=[sys.executable, "trainer.py"])
+    done = train_all(models, "d", "runs/x", {}, trainer=[sys.executable, "trainer.py"])
     assert (done.failed, done.stopped) == (["a"], 0)
