@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,57 @@ def test_run_all_sets_up_and_calls_the_command(project: Path) -> None:
     done = bash(project, "a project/experiments/run_all_models_backimage.sh", *options, MAX_EPOCHS="2")
     assert done.returncode == 3, done.stderr
     assert done.stdout == f"{project}|2|run-all|--models|a b|--|--seed|3|"
+
+
+CLUSTER = ROOT / "experiments/cluster"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path):
+    """Runs a job script where srun, scontrol, torchrun and neurotwin write down what they are asked."""
+    for name, more in (("srun", '[ -z "$SLOW" ] || sleep "$SLOW"; exit "$CODE"'), ("scontrol", ""), ("torchrun", "")):
+        (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $*" >>"$LOG"\n{more}\n')
+    (tmp_path / "neurotwin").write_text('#!/bin/bash\necho "neurotwin $*" >>"$LOG"\n')
+    for path in tmp_path.iterdir():
+        path.chmod(0o755)
+
+    def start(script: str, *arguments: str, **variables: str) -> subprocess.Popen:
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        settings = {"PATH": path, "LOG": str(tmp_path / "log"), "SLURM_JOB_ID": "7", "CODE": "0", "SLOW": ""}
+        return subprocess.Popen(["bash", str(CLUSTER / script), *arguments], env=settings | variables)
+
+    start.log = tmp_path / "log"
+    return start
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (138, True), (143, True)])
+def test_a_job_that_was_saved_is_queued_again(cluster, code, again):
+    job = cluster("train.sbatch", "first", "--model_config", "m.yaml", CODE=str(code))
+    assert job.wait() == code
+    asked = cluster.log.read_text().splitlines()
+    flags = "train --experiment_name first --resume auto --model_config m.yaml"
+    assert asked[0] == f"srun --kill-on-bad-exit=1 neurotwin {flags}"
+    assert asked[1:] == ["scontrol requeue 7"] * again
+
+
+def test_a_job_that_is_told_to_end_waits_for_its_tasks(cluster):
+    job = cluster("train.sbatch", "first", CODE="143", SLOW="1")
+    while not cluster.log.exists():
+        time.sleep(0.02)
+    job.terminate()
+    assert job.wait() == 143
+    assert cluster.log.read_text().splitlines()[-1] == "scontrol requeue 7"
+
+
+def test_jobs_of_an_array_prepare_their_share(cluster):
+    place = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16", "SLURM_CPUS_PER_TASK": "4"}
+    assert cluster("prepare.sbatch", "d.yaml", "--data_dir", "x", **place).wait() == 0
+    assert cluster.log.read_text() == "neurotwin prepare d.yaml --data_dir x --jobs 4 --shard 3/16\n"
+
+
+def test_torchrun_is_started_alike_on_every_machine(cluster):
+    assert cluster("torchrun.sh", "first", "--seed", "3", NODES="2", NODE="1", HEAD="host0", PROCESSES="2").wait() == 0
+    asked = cluster.log.read_text()
+    assert "--nnodes 2 --node_rank 1 --master_addr host0 --master_port 29500 --nproc_per_node 2" in asked
+    assert asked.endswith("--module neurotwin train --experiment_name first --resume auto --seed 3\n")
+    assert cluster("torchrun.sh").wait() == 2
