@@ -85,7 +85,7 @@ def test_a_wheel_trains_in_an_empty_folder(clone, environment, tmp_path):
     (mine / "training").mkdir()
     (mine / "training/__init__.py").write_text("raise RuntimeError('a package of the user was imported')")
     assert said(mine, programs / "python", "-m", "neurotwin", "--version") == f"neurotwin {__version__}\n"
-    flags = ["--model_config", "model.yaml", "--dataset_configs_path", "datasets.yaml", "--max_epochs", "1"]
+    flags = ["--model_config", "model.yaml", "--dataset_configs_path", "datasets.yaml", "--max_epochs", "2"]
     flags += [
         "--steps_per_epoch",
         "2",
