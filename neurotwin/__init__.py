@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .data.spec import SessionSpec
     from .models import TwinModel, load_twin
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Clip",
     "Sample",

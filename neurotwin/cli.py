@@ -7,6 +7,7 @@ import sys
 from collections.abc import Container, Sequence
 from typing import NoReturn
 
+from . import __version__
 from .errors import UserError
 
 __all__ = ["COMMANDS", "USER_ERRORS", "main", "make_parser"]
@@ -15,10 +16,14 @@ USER_ERRORS = (UserError, OSError)
 """What a user can cause and cure: the message says how, so no traceback is shown."""
 
 COMMANDS = {
+    "new": "Make the folder of a project: a model file, dataset files and a script, to be changed for own data.",
     "simulate": "Write demo sessions with a known true rate.",
     "convert": "Write session files from recordings of other formats.",
     "inspect": "Show what is in a recording, or a model and its sessions, without training.",
     "audit": "Look for what would fool a model: leaks between parts, lost responses, drifting units, wrong clocks.",
+    "prepare": "Prepare the sessions of a run beforehand, in as many processes or jobs of a cluster as wanted.",
+    "train": "Train one model on many recording sessions.",
+    "run-all": "Train several models on the same sessions and close with one table.",
     "evaluate": "Predict every session of a checkpoint and write the table of its units.",
     "ensemble": "Make one model of several: the mean of their rates, and how far they disagree.",
     "distil": "Train a compact twin on the rates of an ensemble, and compare the two unit by unit.",
@@ -27,6 +32,7 @@ COMMANDS = {
     "report": "Show the results of runs beside one another.",
     "compare": "Say whether two runs gave the same figures.",
     "schema": "Write the JSON Schemas of model and dataset files.",
+    "completion": "Print what completes these commands in your shell.",
 }
 """Every command with the line that the help says of it. Its code is the module of its name in `neurotwin.commands`."""
 
@@ -37,12 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when done; 1 when `compare` found a difference, `audit` a fault, or `convert` could not convert one of several
-        sources; 2 when something asked for is not possible.
+        0 when done; 1 when `compare` found a difference, `audit` a fault, `convert` could not convert one of several
+        sources, or `run-all` train one of several models; 2 when something asked for is not possible; those of the
+        training script from `train`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = make_parser(argv[:1]).parse_args(argv)
+    arguments = make_parser(argv[:1]).parse_args(argv, argparse.Namespace(words=argv[1:]))
     try:
         return arguments.run(arguments)
     except USER_ERRORS as error:
@@ -62,6 +69,7 @@ def make_parser(names: Container[str] = tuple(COMMANDS)) -> argparse.ArgumentPar
         quick.
     """
     parser = _OneLineParser(prog="neurotwin", description="Digital twins of visual neurons.")
+    parser.add_argument("--version", action="version", version=f"neurotwin {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

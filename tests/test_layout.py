@@ -37,10 +37,10 @@ LAYERS = (
     ("neurotwin.analysis",),
     ("neurotwin.experiments",),
     ("neurotwin.sweeps",),
-    ("neurotwin", "neurotwin.cli", "neurotwin.commands", "training"),
+    ("neurotwin", "neurotwin.cli", "neurotwin.commands", "neurotwin.templates", "neurotwin.__main__", "training"),
 )  # fmt: skip
 """Imports run from a later line to an earlier one, never back."""
-OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas", "xarray"}
+OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas", "xarray", "shtab"}
 """Extras: imported where they are used, since they may be absent."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

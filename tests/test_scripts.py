@@ -1,8 +1,7 @@
-"""The shell scripts, run for real with stand-ins for Python and the trainer that record what they are asked."""
+"""The shell scripts, run for real with a stand-in for Python that records what it is asked."""
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,14 +15,8 @@ PYTHON = f"""#!/bin/bash
 echo "$*" >>"$LOG"
 case "$*" in
 "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
-*fcntl* | *yaml.safe_load*) exec '{sys.executable}' "$@" ;;
+*fcntl*) exec '{sys.executable}' "$@" ;;
 *" install "*) sleep 0.1 && [ ! -e broken ] ;;
-training/*)
-    while [ "$1" != --experiment_name ]; do shift; done
-    mkdir -p "$4/$2" && touch "$4/$2/run.json"
-    if [ "$2" = slow ]; then exec sleep 30; fi
-    [ "$2" != bad ]
-    ;;
 esac
 """
 
@@ -122,119 +115,66 @@ def test_sourced_setup_leaves_only_the_path(project: Path) -> None:
     assert done.stdout.splitlines() == [str(project / ".venv/bin/python")]
 
 
-@pytest.fixture
-def experiments(project: Path) -> Path:
-    """A project that is set up, with three model configs of which the trainer fails on one."""
+def test_run_all_sets_up_and_calls_the_command(project: Path) -> None:
     set_up(project)
-    for name in ("model_configs/a.yaml", "model_configs/bad.yaml", "model_configs/c.yaml", "model_configs/big/d.yaml"):
-        path = project / "experiments" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (project / "sessions.yaml").touch()
-    report = project / ".venv/bin/neurotwin"
-    report.write_text('#!/bin/bash\necho "$@"\n')
-    report.chmod(0o755)
-    (project / "log").unlink()
-    return project
+    command = project / ".venv/bin/neurotwin"
+    command.write_text('#!/bin/bash\nprintf "%s|" "$PWD" "$MAX_EPOCHS" "$@"\nexit 3\n')
+    command.chmod(0o755)
+    options = ("--models", "a b", "--", "--seed", "3")
+    done = bash(project, "a project/experiments/run_all_models_backimage.sh", *options, MAX_EPOCHS="2")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == f"{project}|2|run-all|--models|a b|--|--seed|3|"
 
 
-def run_all(project: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    variables = {"DATASETS": "sessions.yaml", "OUTPUT": "runs/x"} | variables
-    return bash(project, "a project/experiments/run_all_models_backimage.sh", *arguments, **variables)
+CLUSTER = ROOT / "experiments/cluster"
 
 
-def trained(project: Path) -> list[str]:
-    log = (project / "log").read_text().splitlines()
-    return [line.split("--experiment_name ")[1].split()[0] for line in log if line.startswith("training/")]
+@pytest.fixture
+def cluster(tmp_path: Path):
+    """Runs a job script where srun, scontrol, torchrun and neurotwin write down what they are asked."""
+    for name, more in (("srun", '[ -z "$SLOW" ] || sleep "$SLOW"; exit "$CODE"'), ("scontrol", ""), ("torchrun", "")):
+        (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $*" >>"$LOG"\n{more}\n')
+    (tmp_path / "neurotwin").write_text('#!/bin/bash\necho "neurotwin $*" >>"$LOG"\n')
+    for path in tmp_path.iterdir():
+        path.chmod(0o755)
+
+    def start(script: str, *arguments: str, **variables: str) -> subprocess.Popen:
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        settings = {"PATH": path, "LOG": str(tmp_path / "log"), "SLURM_JOB_ID": "7", "CODE": "0", "SLOW": ""}
+        return subprocess.Popen(["bash", str(CLUSTER / script), *arguments], env=settings | variables)
+
+    start.log = tmp_path / "log"
+    return start
 
 
-def test_run_all_goes_on_after_a_failure_and_says_so(experiments: Path) -> None:
-    done = run_all(experiments)
-    assert trained(experiments) == ["a", "bad", "c"]
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[-1] == "report runs/x/a runs/x/bad runs/x/c"
-    assert done.stderr.splitlines()[-1] == "Failed: bad"
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (138, True), (143, True)])
+def test_a_job_that_was_saved_is_queued_again(cluster, code, again):
+    job = cluster("train.sbatch", "first", "--model_config", "m.yaml", CODE=str(code))
+    assert job.wait() == code
+    asked = cluster.log.read_text().splitlines()
+    flags = "train --experiment_name first --resume auto --model_config m.yaml"
+    assert asked[0] == f"srun --kill-on-bad-exit=1 neurotwin {flags}"
+    assert asked[1:] == ["scontrol requeue 7"] * again
 
 
-def test_run_all_takes_settings_from_everywhere(experiments: Path) -> None:
-    options = ("--models", "c", "--batch_size", "7", "--", "--seed", "3")
-    done = run_all(experiments, *options, BATCH_SIZE="5", MAX_EPOCHS="2", EXTRA_FLAGS="--compile --balance subject")
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in (experiments / "log").read_text().splitlines() if line.startswith("training/")]
-    assert "--model_config experiments/model_configs/c.yaml --dataset_configs_path sessions.yaml" in line
-    assert "--batch_size 7" in line
-    assert "--max_epochs 2" in line
-    assert line.endswith("--compile --balance subject --seed 3")
-
-
-def flags_of(project: Path) -> dict[str, str]:
-    (line,) = [line for line in (project / "log").read_text().splitlines() if line.startswith("training/")]
-    words = line.split()[1:]
-    assert len(words) == len(set(words[::2])) * 2  # nothing twice
-    return dict(zip(words[::2], words[1::2], strict=True))
-
-
-def test_run_all_puts_the_caller_before_the_model_config_and_that_before_its_own(experiments: Path) -> None:
-    config = experiments / "experiments/model_configs/c.yaml"
-    config.write_text("training: {learning_rate: 0.5, batch_size: 128, ema: 0.9}\n")
-    assert run_all(experiments, "--models", "c", "--learning_rate", "0.1", STEPS_PER_EPOCH="7").returncode == 0
-    flags = flags_of(experiments)
-    assert flags["--learning_rate"] == "0.1" and flags["--steps_per_epoch"] == "7"
-    assert "--batch_size" not in flags and "--ema" not in flags  # the trainer reads them
-    assert flags["--max_epochs"] == "10" and flags["--lr_scheduler"] == "anneal"
-
-
-@pytest.mark.parametrize("text", ["readout: gaussian", "training:", "", "training: [", "- 1"])
-def test_run_all_has_settings_for_a_config_that_says_nothing(experiments: Path, text: str) -> None:
-    (experiments / "experiments/model_configs/c.yaml").write_text(text)
-    assert run_all(experiments, "--models", "c").returncode == 0
-    flags = flags_of(experiments)
-    assert flags["--batch_size"] == "256" and flags["--learning_rate"] == "2e-2" and flags["--ema"] == "0.99"
-
-
-def test_run_all_selects_a_family(experiments: Path) -> None:
-    assert run_all(experiments, "--family", "big").returncode == 0
-    assert trained(experiments) == ["d"]
-
-
-@pytest.mark.parametrize("options", [("--modles", "a"), ("--models", "zzz"), ("--datasets", "zzz"), ("--models",)])
-def test_run_all_refuses_what_it_cannot_do_before_it_trains(experiments: Path, options: tuple[str, ...]) -> None:
-    done = run_all(experiments, *options)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert not (experiments / "log").exists()
-
-
-def test_run_all_never_reports_an_older_run_as_its_own(experiments: Path) -> None:
-    assert run_all(experiments, "--models", "a").returncode == 0
-    done = run_all(experiments, "--models", "a c")
-    assert done.returncode == 1
-    assert trained(experiments) == ["a", "c"]
-    assert done.stdout.splitlines()[-1] == "report runs/x/c"
-    assert run_all(experiments, "--models", "a", "--", "--resume", "auto").returncode == 0
-
-
-def test_interrupt_stops_the_whole(experiments: Path) -> None:
-    command = ["bash", "experiments/run_all_models_backimage.sh", "--models", "slow c", "--datasets", "sessions.yaml"]
-    (experiments / "experiments/model_configs/slow.yaml").touch()
-    process = subprocess.Popen(
-        command,
-        cwd=experiments,
-        env=environment(experiments),
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the suite is in the background
-    )
-    while not list(experiments.glob("runs/*/slow/run.json")):
+def test_a_job_that_is_told_to_end_waits_for_its_tasks(cluster):
+    job = cluster("train.sbatch", "first", CODE="143", SLOW="1")
+    while not cluster.log.exists():
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait() == 130
-    assert trained(experiments) == ["slow"]
+    job.terminate()
+    assert job.wait() == 143
+    assert cluster.log.read_text().splitlines()[-1] == "scontrol requeue 7"
 
 
-def test_help_lists_every_setting() -> None:
-    script = (ROOT / "experiments/run_all_models_backimage.sh").read_text()
-    settings = [line.split("=")[0] for line in script.splitlines() if line.split("=")[0].isupper() and ":-" in line]
-    done = subprocess.run(["bash", ROOT / "experiments/run_all_models_backimage.sh", "--help"], stdout=-1, text=True)
-    assert len(settings) > 5
-    assert [name for name in settings if f"--{name.lower()} " not in done.stdout] == []
+def test_jobs_of_an_array_prepare_their_share(cluster):
+    place = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16", "SLURM_CPUS_PER_TASK": "4"}
+    assert cluster("prepare.sbatch", "d.yaml", "--data_dir", "x", **place).wait() == 0
+    assert cluster.log.read_text() == "neurotwin prepare d.yaml --data_dir x --jobs 4 --shard 3/16\n"
+
+
+def test_torchrun_is_started_alike_on_every_machine(cluster):
+    assert cluster("torchrun.sh", "first", "--seed", "3", NODES="2", NODE="1", HEAD="host0", PROCESSES="2").wait() == 0
+    asked = cluster.log.read_text()
+    assert "--nnodes 2 --node_rank 1 --master_addr host0 --master_port 29500 --nproc_per_node 2" in asked
+    assert asked.endswith("--module neurotwin train --experiment_name first --resume auto --seed 3\n")
+    assert cluster("torchrun.sh").wait() == 2

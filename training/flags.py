@@ -26,6 +26,7 @@ __all__ = [
     "Arguments",
     "Flag",
     "OneLineParser",
+    "add_flags",
     "choose_devices",
     "choose_precision",
     "contradiction",
@@ -204,6 +205,11 @@ FLAGS = (
     Flag("model_config", _DATA, "YAML of the model; default: the config of --pretrained_checkpoint"),
     Flag("dataset_configs_path", _DATA, "parent YAML, or folder of session YAMLs", options={"required": True}),
     Flag("data_dir", _DATA, "folder of session data; overrides the YAML and NEUROTWIN_DATA"),
+    Flag(
+        "set", _DATA,
+        "other values of keys of the model or dataset file, such as convnet.params.channels=[32,64]; model.KEY or "
+        "dataset.KEY where both files have the key", None, {"nargs": "+", "action": "extend", "metavar": "KEY=VALUE"},
+    ),
     Flag("max_datasets", _DATA, "use at most the first N sessions", 30, {"type": _count}),
     Flag("dset_dtype", _DATA, "stimulus in storage", "uint8", {"choices": _CHOICE["dset_dtype"]}),
     _recipe("clip_len", _DATA, 32, {"type": _count}),
@@ -323,13 +329,7 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
     parser = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    groups: dict[str, Any] = {}
-    for flag in FLAGS:
-        group = groups.setdefault(flag.group, None) or parser.add_argument_group(flag.group)
-        groups[flag.group] = group
-        shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
-        text = flag.help if flag.default in (None, False) else f"{flag.help} (default: {shown})"
-        group.add_argument(f"--{flag.name}", help=text.replace("%", "%%"), default=argparse.SUPPRESS, **flag.options)
+    add_flags(parser)
     given = vars(parser.parse_args(argv))
     arguments = Arguments(frozenset(given), **{flag.name: given.get(flag.name, flag.default) for flag in FLAGS})
     if fault := _fault(arguments):
@@ -338,6 +338,17 @@ def parse_arguments(argv: Sequence[str] | None = None, *, description: str | Non
     if text and names <= arguments.given:  # else the model file may know better
         parser.error(text)
     return arguments
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare every flag of :data:`FLAGS`, in its group; one that is not given does not appear in the namespace."""
+    groups: dict[str, Any] = {}
+    for flag in FLAGS:
+        group = groups.setdefault(flag.group, None) or parser.add_argument_group(flag.group)
+        groups[flag.group] = group
+        shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        text = flag.help if flag.default in (None, False) else f"{flag.help} (default: {shown})"
+        group.add_argument(f"--{flag.name}", help=text.replace("%", "%%"), default=argparse.SUPPRESS, **flag.options)
 
 
 def contradiction(a: argparse.Namespace) -> tuple[str, frozenset[str]]:

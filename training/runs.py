@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from neurotwin.analysis.report import merit_title, number_text
 from neurotwin.checkpoint_file import find_checkpoint
 
 from .checkpoints import latest_checkpoint
@@ -21,7 +22,9 @@ from .flags import FLAGS
 
 __all__ = [
     "StepSize",
+    "batch_of_run",
     "check_same_run",
+    "closing_lines",
     "describe_environment",
     "find_resumption",
     "first_difference",
@@ -185,7 +188,7 @@ _FREE = {
     "accelerator", "num_gpus", "gpu_ids", "num_nodes", "precision", "compile", "project_name", "experiment_name",
     "checkpoint_dir", "ckpt_path", "resume", "logger", "enable_logging", "fast_log_interval", "slow_log_interval",
     "log_dataset_idx", "on_nan", "model_config", "dataset_configs_path", "data_dir", "max_datasets", "batch_size",
-    "find_lr",
+    "find_lr", "set",
 }  # fmt: skip
 
 
@@ -251,6 +254,66 @@ class StepSize:
         plural = {"process": "processes", "batch": "batches"}
         parts = (f"{n} {word if n == 1 else plural.get(word, word + 's')}" for n, word in named)
         return f"{' x '.join(parts)} = {self.bins} predicted bins"
+
+
+def batch_of_run(arguments: Any, name: str, processes: int) -> int:
+    """Bins that a process takes in a batch: `--batch_size`, or what keeps the global batch of a run that goes on.
+
+    A run that is resumed with the same flags on another number of processes deals the clips of its step to them anew,
+    so that it takes the same steps.
+
+    Parameters
+    ----------
+    arguments
+        The flags.
+    name
+        Name of the run.
+    processes
+        Processes that there are now.
+
+    Raises
+    ------
+    ValueError
+        If the clips cannot be dealt equally.
+    """
+    folder = latest_run_folder(arguments.checkpoint_dir, name) if arguments.resume else None
+    if folder is None or latest_checkpoint(folder / "checkpoints") is None:
+        return arguments.batch_size
+    old = read_record(folder)
+    step = old.get("step")
+    if step is None or old["flags"].get("batch_size") != arguments.batch_size:
+        return arguments.batch_size
+    clips = step["clips"] * step["processes"]
+    if clips % processes:
+        fitting = [number for number in range(1, clips + 1) if clips % number == 0]
+        raise ValueError(
+            f"{folder}: a batch of this run takes {clips} clips, which {processes} processes cannot share equally; go "
+            f"on with {', '.join(map(str, fitting[:-1]))}{' or ' * bool(fitting[:-1])}{fitting[-1]} processes"
+        )
+    if processes != step["processes"]:
+        logger.info(
+            "the run goes on with %d instead of %d processes; a step takes the same clips", processes, step["processes"]
+        )
+    return clips // processes * step["clip_len"]
+
+
+def closing_lines(folder: Path, merit: str, value: float, datasets: str) -> list[str]:
+    """What to do after a run, from its figure of merit on the validation part and the datasets that it was trained on.
+
+    Examples
+    --------
+    >>> closing_lines(Path("runs/a"), "bps", 0.2, "d.yaml")
+    ['next: neurotwin report runs/a --html report.html; a question to the model: neurotwin experiment --help']
+    """
+    lines = []
+    if not value > 0:
+        lines.append(
+            f"the model learned nothing: it predicts no better than the mean of each unit ({merit_title(merit)} "
+            f"{number_text(value)} on the validation part). neurotwin audit {datasets} looks for the cause in the "
+            "data; else train longer, or with another --learning_rate"
+        )
+    next_line = f"next: neurotwin report {folder} --html report.html; a question to the model: "
+    return [*lines, f"{next_line}neurotwin experiment --help"]
 
 
 def describe_environment(packages: Iterable[str] = ("torch", "lightning", "numpy")) -> dict[str, Any]:

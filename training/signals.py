@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run that is asked to end finishes its step, saves and stops, on all processes alike."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: a run that is asked to end finishes its step, saves and stops on all processes."""
 
 import logging
 import os
@@ -13,6 +13,8 @@ from .seams import leave_signals_alone
 
 __all__ = ["Interrupted", "StopSignals"]
 
+_SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +28,10 @@ class Interrupted(BaseException):
 
 
 class StopSignals(Callback):
-    """SIGTERM and Ctrl-C end a run in good order; the second one ends it at once.
+    """SIGTERM, SIGUSR1 and Ctrl-C end a run in good order; a second one of SIGTERM and Ctrl-C ends it at once.
+
+    SIGUSR1 is what clusters send some time before SIGTERM, to say that a job is about to be ended. It therefore never
+    counts as a second signal, nor does the first one after it.
 
     In training, the optimizer step (or the validation that is running) is finished and a checkpoint is written. Then
     :class:`Interrupted` is raised, on all processes after the same step, even if only one of them got the signal. At
@@ -45,7 +50,7 @@ class StopSignals(Callback):
 
     def __enter__(self) -> "StopSignals":
         """Handle the signals from now on."""
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,6 +84,9 @@ class StopSignals(Callback):
         self._training = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if signal.SIGUSR1 in (signum, self.received) and self.received is not None:
+            self.received = max(self.received, signum, key=_SIGNALS.index)
+            return
         if self.received is not None:
             os._exit(128 + signum)
         self.received = signum

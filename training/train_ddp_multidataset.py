@@ -7,6 +7,8 @@ record (`run.json`), `metrics.csv`, `checkpoints/` and, at the end, the table of
 holds a run is never written to again, except to resume it; a new run goes to a numbered folder beside it.
 """
 
+__package__ = __package__ or "training"  # PEP 366: as a script it is in no package, and its imports are relative
+
 import argparse
 import logging
 import sys
@@ -19,22 +21,34 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.analysis.report import load_run, report_rows, text_table
 from neurotwin.checkpoint_file import find_checkpoint, read_checkpoint
-from neurotwin.config import ModelConfig, TrainingConfig, load_dataset_configs, load_model_config, noticing
+from neurotwin.config import (
+    Change,
+    ConfigError,
+    ModelConfig,
+    TrainingConfig,
+    load_dataset_configs,
+    load_model_config,
+    noticing,
+    parse_changes,
+)
 from neurotwin.data.clips import has_part
+from neurotwin.data.progress import session_progress
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.files import write_json, write_text
+from neurotwin.metrics import summarize_table
 from neurotwin.models import check_run, load_twin
-from training import MultiDatasetDM, MultiDatasetModel, flags
-from training.augmentation import Augment
-from training.averaging import WeightAverage
-from training.callbacks import (
+
+from . import MultiDatasetDM, MultiDatasetModel, flags
+from .augmentation import Augment
+from .averaging import WeightAverage
+from .callbacks import (
     CurriculumCallback,
     EpochHeartbeat,
     Heartbeat,
@@ -45,17 +59,20 @@ from training.callbacks import (
     TimeBudgetCallback,
     annealed,
 )
-from training.checkpoints import SafeCheckpoint, latest_checkpoint
-from training.flags import Arguments, choose_precision, without_effect
-from training.launch import Launch, LaunchError, read_launch
-from training.pl_modules import NonFiniteLossError
-from training.pl_modules.pretrained import open_pretrained
-from training.processes import GradientSumStrategy
-from training.range_test import RangeTest
-from training.recipe import follow_recipe, with_recipe
-from training.runs import (
+from .checkpoints import SafeCheckpoint, latest_checkpoint
+from .flags import Arguments, choose_precision, without_effect
+from .launch import Launch, LaunchError, read_launch
+from .pl_modules import NonFiniteLossError
+from .pl_modules.pretrained import open_pretrained
+from .processes import GradientSumStrategy
+from .progress_line import ProgressLine
+from .range_test import RangeTest
+from .recipe import follow_recipe, with_recipe
+from .runs import (
     StepSize,
+    batch_of_run,
     check_same_run,
+    closing_lines,
     describe_environment,
     find_resumption,
     latest_run_folder,
@@ -63,9 +80,9 @@ from training.runs import (
     read_record,
     run_name,
 )
-from training.seams import announce_rank, epochs_trained, kill_processes
-from training.teacher import Teacher
-from training.utils import keep_freed_memory, known_end, quiet_lightning
+from .seams import announce_rank, epochs_trained, kill_processes
+from .teacher import Teacher
+from .utils import RunLog, keep_freed_memory, known_end, quiet_lightning
 
 __all__ = ["main", "parse_arguments", "train"]
 
@@ -77,26 +94,28 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     return flags.parse_arguments(argv, description=__doc__)
 
 
-def train(arguments: Arguments, signals: StopSignals | None = None) -> Path | None:
-    """Train as the flags say, and return the run's folder; with ``--find_lr`` only print a rate."""
+def train(arguments: Arguments, signals: StopSignals | None = None, log: RunLog | None = None) -> Path | None:
+    """Train as the flags say, and return the run's folder, where `log` gets a file; `--find_lr` only prints a rate."""
     launch = read_launch(arguments.accelerator, arguments.num_gpus, arguments.gpu_ids, arguments.num_nodes)
     announce_rank(launch.rank)
     if launch.rank:
         logging.getLogger().setLevel(logging.ERROR)
     pretrained = arguments.pretrained_checkpoint and find_checkpoint(arguments.pretrained_checkpoint)
     with noticing():
-        model_config = choose_model(arguments.model_config, pretrained)
+        changes = parse_changes(arguments.set or ())
+        model_config = choose_model(arguments.model_config, pretrained, changes)
         arguments = follow_recipe(arguments, model_config.training, arguments.model_config)
         for line in without_effect(arguments, launch.accelerator):
             logger.warning(line)
         if arguments.find_lr:
             arguments = for_range_test(arguments)
-        data = make_data(arguments, model_config)
+        name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
+        batch_size = batch_of_run(arguments, name, launch.n_processes)
+        data = make_data(arguments, model_config, changes, batch_size)
         model = make_model(arguments, model_config, pretrained, data)
     if arguments.find_lr:
         return find_rate(arguments, launch, model, data)
-    step = StepSize.of(arguments.batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)
-    name = run_name(arguments.experiment_name, arguments.model_config, pretrained)
+    step = StepSize.of(batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)
     record = make_record(arguments, name, model, data, step)
     record["augmentation"] = model_config.training.model_dump(mode="json").get("augmentation", [])
     folder, checkpoint = run_folder(arguments, name, model, record)
@@ -105,6 +124,8 @@ def train(arguments: Arguments, signals: StopSignals | None = None) -> Path | No
     trainer = make_trainer(arguments, launch, folder, name, model.merit, extra)
     logger.info("%s: on %s, precision %s, a step takes %s", folder, launch.accelerator, trainer.precision, step.text())
     write_record(folder, record, with_recipe(model_config, arguments), data)
+    if log and not launch.rank:
+        log.open(folder)
     began = time.monotonic()
     try:
         trainer.fit(model, data, ckpt_path=checkpoint)
@@ -118,16 +139,25 @@ def train(arguments: Arguments, signals: StopSignals | None = None) -> Path | No
     return folder
 
 
-def choose_model(path: str | None, pretrained: Path | None) -> ModelConfig:
+def choose_model(path: str | None, pretrained: Path | None, changes: Sequence[Change]) -> ModelConfig:
     """The model's config: that of the file, else that of the twin to start from."""
-    return load_model_config(path) if path else open_pretrained(pretrained).config
+    if path:
+        return load_model_config(path, changes=changes)
+    if asked := [change.name for change in changes if change.file == "model"]:
+        raise ConfigError(
+            f"{asked[0]}: the model is that of --pretrained_checkpoint; give its --model_config to change it"
+        )
+    return open_pretrained(pretrained).config
 
 
-def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> MultiDatasetDM:
+def make_data(
+    arguments: argparse.Namespace, model_config: ModelConfig, changes: Sequence[Change], batch_size: int
+) -> MultiDatasetDM:
     """The sessions, prepared; demo sessions that do not exist yet are made."""
     configs = load_dataset_configs(
-        arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
-    )
+        arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets,
+        changes=changes,
+    )  # fmt: skip
     absent = [config for config in configs if not Path(config.path).exists() and config.session in DEMO_SESSIONS]
     if absent:
         folder = Path(absent[0].path).parent
@@ -135,7 +165,7 @@ def make_data(arguments: argparse.Namespace, model_config: ModelConfig) -> Multi
         make_demo_sessions(folder, [config.session for config in absent])
     check_run(model_config, configs)
     data = MultiDatasetDM(
-        configs, batch_size=arguments.batch_size, clip_len=arguments.clip_len, balance=arguments.balance,
+        configs, batch_size=batch_size, clip_len=arguments.clip_len, balance=arguments.balance,
         steps_per_epoch=arguments.steps_per_epoch, accumulate=arguments.accumulate_grad_batches, seed=arguments.seed,
         curriculum_steps=arguments.warmup_epochs * arguments.steps_per_epoch if arguments.enable_curriculum else 0,
         dtype=arguments.dset_dtype, threads=arguments.num_workers, limit_val=arguments.limit_val_batches,
@@ -214,8 +244,7 @@ def make_trainer(
     return pl.Trainer(
         **trainer_settings(arguments, launch), log_every_n_steps=min(50, arguments.steps_per_epoch),
         callbacks=[*make_callbacks(arguments, folder, f"val_{merit}"), *callbacks],
-        logger=make_loggers(arguments, folder, name), enable_progress_bar=sys.stderr.isatty(),
-        default_root_dir=folder,
+        logger=make_loggers(arguments, folder, name), enable_progress_bar=False, default_root_dir=folder,
     )  # fmt: skip
 
 
@@ -248,14 +277,13 @@ def make_callbacks(arguments: argparse.Namespace, folder: Path, monitor: str) ->
         SafeCheckpoint(folder / "checkpoints", monitor=monitor, mode="max", every_n_minutes=10),
         EpochHeartbeat(("train_loss", "val_loss", monitor)),
         Heartbeat(),
+        ProgressLine(monitor),
     ]
     if "csv" in arguments.logger:
         names = ("train_loss", "skipped", "val_loss", monitor, f"{monitor}/")
         callbacks.append(MetricsFile(folder / "metrics.csv", names))
     if arguments.logger != ["csv"]:
         callbacks.append(LearningRateMonitor("step"))
-    if sys.stderr.isatty():
-        callbacks.append(RichProgressBar())
     if arguments.enable_curriculum:
         callbacks.append(CurriculumCallback())
     if arguments.time_budget_minutes:
@@ -325,9 +353,16 @@ def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict
         return
     best = folder / "checkpoints" / "best.ckpt"
     twin = load_twin(best if best.exists() else folder / "checkpoints" / "last.ckpt")
-    table = evaluate(twin.to(trainer.strategy.root_device), data.sessions, "val")
+    with session_progress("evaluating") as progress:
+        table = evaluate(twin.to(trainer.strategy.root_device), data.sessions, "val", progress=progress)
     table.write(folder / "units.csv")
     logger.info("%s\n%s", folder, text_table(report_rows([load_run(folder)])))
+    merit, value = table.figure_of_merit, summarize_table(table)[-1].mean
+    for board in trainer.loggers:
+        if isinstance(board, TensorBoardLogger):
+            board.log_hyperparams(record["flags"], {f"val_{merit}": value})
+    for line in closing_lines(folder, merit, value, record["flags"]["dataset_configs_path"]):
+        logger.info(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -339,9 +374,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     quiet_lightning()
     keep_freed_memory()
+    with RunLog() as log:
+        return _run(argv, log)
+
+
+def _run(argv: Sequence[str] | None, log: RunLog) -> int:
     with StopSignals() as signals:
         try:
-            train(parse_arguments(argv), signals)
+            train(parse_arguments(argv), signals, log)
         except Interrupted as stop:
             text, end, code = f"stopped by {stop.name}", stop, 128 + stop.signum
         except NonFiniteLossError as error:
@@ -356,8 +396,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
     rank = rank_zero_only.rank
     if not rank or (code == 2 and not isinstance(end, LaunchError)):  # else the others end all processes alike
-        lines = "; ".join([text, *getattr(end, "__notes__", [])])
-        print(f"process {rank}: " * bool(rank) + " ".join(lines.split()), file=sys.stderr)
+        lines = " ".join("; ".join([text, *getattr(end, "__notes__", [])]).split())
+        print(f"process {rank}: " * bool(rank) + lines, file=sys.stderr)
+        log.write(lines)
     return code
 
 

@@ -3,11 +3,52 @@
 import ctypes
 import logging
 import sys
+import traceback
 import warnings
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from types import TracebackType
 
 import torch
 
-__all__ = ["keep_freed_memory", "known_end", "quiet_lightning"]
+__all__ = ["RunLog", "keep_freed_memory", "known_end", "quiet_lightning"]
+
+
+class RunLog(MemoryHandler):
+    """Copies log lines to the file `train.log` of a run: those from before the run has a folder are kept until then.
+
+    Within its block it is a handler of the root logger. An error that ends the block is written with its traceback.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(capacity=10**6, flushLevel=logging.CRITICAL + 1)
+
+    def __enter__(self) -> "RunLog":
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.write("".join(traceback.format_exception(error)))
+        logging.getLogger().removeHandler(self)
+        file = self.target
+        self.close()
+        if file is not None:
+            file.close()
+
+    def open(self, folder: Path) -> None:
+        """Write what was kept, and from now on every line, to the end of the folder's file."""
+        file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.setTarget(file)
+        self.flush()
+        self.capacity = 1
+
+    def write(self, text: str) -> None:
+        """Add a line to the file that no logger says."""
+        self.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
 
 
 def quiet_lightning() -> None:

@@ -1,7 +1,6 @@
 """Arguments that several commands share."""
 
 import argparse
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,9 +9,7 @@ import torch
 from ..config import DatasetConfig
 from ..data.spec import SessionSpec
 
-__all__ = ["add_device", "add_moved_data", "announce", "moved", "number"]
-
-logger = logging.getLogger("neurotwin")
+__all__ = ["add_device", "add_moved_data", "moved", "number"]
 
 
 def number(kind: type, least: float, most: float) -> Callable[[str], float]:
@@ -58,8 +55,3 @@ def moved(specs: Sequence[SessionSpec], data_dir: str | None) -> list[DatasetCon
         config.model_copy(update={"path": str(Path(data_dir) / Path(config.path).name)}) if config.path else config
         for config in configs
     ]
-
-
-def announce(index: int, total: int, name: str) -> None:
-    """Say which session is being worked on; the `progress` of what goes through sessions."""
-    logger.info("session %d of %d: %s", index + 1, total, name)

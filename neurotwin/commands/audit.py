@@ -5,8 +5,8 @@ import logging
 
 from ..analysis.audit import audit_configs, audit_html, audit_text
 from ..config import load_dataset_configs
+from ..data.progress import session_progress
 from ..files import write_text
-from .arguments import announce
 
 __all__ = ["add_arguments", "run"]
 
@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look for what would fool a model; 1 if there is something."""
     configs = load_dataset_configs(arguments.dataset_configs, data_dir=arguments.data_dir)
-    result = audit_configs(configs, checkpoint=arguments.checkpoint, progress=announce)
+    with session_progress("auditing") as progress:
+        result = audit_configs(configs, checkpoint=arguments.checkpoint, progress=progress)
     print(audit_text(result))
     if arguments.html:
         write_text(arguments.html, audit_html(result))

@@ -9,9 +9,10 @@ from pathlib import Path
 from ..analysis.parity import parity
 from ..checkpoint_file import find_checkpoint
 from ..data.prepare import prepare
+from ..data.progress import session_progress
 from ..errors import UserError
 from ..models import load_twin
-from .arguments import announce, number
+from .arguments import number
 
 __all__ = ["DistillationError", "add_arguments", "run"]
 
@@ -61,12 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
     flags = [part for key, value in given.items() if value is not None for part in (f"--{key}", str(value))]
     flags += arguments.flags
     # A process of its own, since the library does not know the training scripts; it prints what it does.
-    done = subprocess.run([sys.executable, "-m", "training.train_ddp_multidataset", *flags], check=False)
+    done = subprocess.run([sys.executable, "-m", "neurotwin", "train", *flags], check=False)
     if done.returncode:
         raise DistillationError(f"the student was not trained (exit code {done.returncode}); see above")
     folder = _latest(Path(arguments.checkpoint_dir), name)
     student = load_twin(find_checkpoint(folder))
-    found = parity(teacher, student, prepare([spec.config for spec in student.sessions], progress=announce))
+    with session_progress("preparing") as progress:
+        sessions = prepare([spec.config for spec in student.sessions], progress=progress)
+    found = parity(teacher, student, sessions)
     found.write(folder / "parity.csv")
     print(found.text())
     print(folder / "parity.csv")

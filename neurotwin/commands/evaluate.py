@@ -8,10 +8,11 @@ from ..analysis.evaluate import evaluate
 from ..analysis.report import summary_text
 from ..checkpoint_file import find_checkpoint
 from ..data.prepare import prepare
+from ..data.progress import session_progress
 from ..data.session import SPLITS
 from ..metrics.table import EvaluationError
 from ..models import load_twin
-from .arguments import add_device, add_moved_data, announce, moved
+from .arguments import add_device, add_moved_data, moved
 
 __all__ = ["add_arguments", "run"]
 
@@ -35,7 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     if unknown := [name for name in arguments.sessions or () if name not in known]:
         raise EvaluationError(f"{arguments.checkpoint}: has no session {unknown[0]!r}, but {', '.join(known)}")
     specs = [known[name] for name in arguments.sessions or known]
-    table = evaluate(twin, prepare(moved(specs, arguments.data_dir)), arguments.split, progress=announce)
+    sessions = prepare(moved(specs, arguments.data_dir))
+    with session_progress("evaluating") as progress:
+        table = evaluate(twin, sessions, arguments.split, progress=progress)
     output = Path(arguments.output or find_checkpoint(arguments.checkpoint).with_suffix(f".{arguments.split}.csv"))
     table.write(output)
     print(summary_text(table))

@@ -8,9 +8,10 @@ import yaml
 
 from ..config import registered
 from ..data.prepare import prepare
+from ..data.progress import session_progress
 from ..experiments import ExperimentError, options_of
 from ..models import load_twin
-from .arguments import add_device, add_moved_data, announce, moved
+from .arguments import add_device, add_moved_data, moved
 
 __all__ = ["add_arguments", "run"]
 
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     for config in configs:
         if config not in there:
             logger.info("session %s: its recording is not at %s; going on without", config.session, config.path)
-    prepared = prepare(there, progress=announce) if there else []
+    with session_progress("preparing") as progress:
+        prepared = prepare(there, progress=progress) if there else []
     behavior = arguments.behavior
     if behavior not in ("median", "zeros"):
         try:

@@ -11,10 +11,11 @@ from ..analysis.report import text_table
 from ..config import ConfigError, load_dataset_configs, load_model_config, noticing, registered
 from ..data.formats import find_format, nwb, read_session
 from ..data.prepare import prepare
+from ..data.progress import session_progress
 from ..data.session import Session, SessionError
 from ..files import write_text
 from ..models import TwinModel, check_run
-from .arguments import announce, number
+from .arguments import number
 from .reading import add_reader_arguments, reader_options
 
 __all__ = ["add_arguments", "run"]
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets
         )
         check_run(config, datasets)
-    sessions = prepare(datasets, progress=announce)
+    with session_progress("preparing") as progress:
+        sessions = prepare(datasets, progress=progress)
     twin = TwinModel(config, [session.spec for session in sessions])
     print(inspect_text(twin, sessions, notices=notices.lines()))
     return 0

@@ -7,9 +7,10 @@ from ..analysis.report import load_run, markdown_table, report_rows, text_table
 from ..analysis.report_data import gather, stored
 from ..analysis.report_page import html_page
 from ..analysis.report_units import changes_text
+from ..data.progress import session_progress
 from ..files import write_text
 from ..metrics.table import EvaluationError
-from .arguments import add_device, add_moved_data, announce, number
+from .arguments import add_device, add_moved_data, number
 
 __all__ = ["add_arguments", "run"]
 
@@ -42,8 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise EvaluationError(f"--compare needs two runs, the earlier first; {len(runs)} are given")
     data = [stored(run) for run in runs]
     if arguments.html and not arguments.no_data:
-        options = {"data_dir": arguments.data_dir, "device": arguments.device, "progress": announce}
-        data = [gather(run, **options) for run in runs]
+        with session_progress("evaluating") as progress:
+            options = {"data_dir": arguments.data_dir, "device": arguments.device, "progress": progress}
+            data = [gather(run, **options) for run in runs]
     rows = report_rows(runs, [found.test for found in data])
     print(markdown_table(rows) if arguments.markdown else text_table(rows))
     for note in (note for run, found in zip(runs, data, strict=True) for note in (*run.notes, *found.notes)):

@@ -21,6 +21,7 @@ from .base import (
     recording_reads,
     unread_keys,
 )
+from .changes import Change, changed, parse_changes
 from .dataset import DatasetConfig, Lags, TransformConfig
 from .files import ParentConfig, json_schemas, load_dataset_configs, load_model_config
 from .model import BaselineConfig, ModelConfig, RegularizerConfig, ScheduleConfig
@@ -35,6 +36,7 @@ __all__ = [
     "MODEL",
     "AugmentationConfig",
     "BaselineConfig",
+    "Change",
     "ConfigError",
     "DatasetConfig",
     "FlatPart",
@@ -58,6 +60,7 @@ __all__ = [
     "Strict",
     "TrainingConfig",
     "TransformConfig",
+    "changed",
     "check_limit",
     "define",
     "json_schemas",
@@ -68,6 +71,7 @@ __all__ = [
     "notice",
     "noticing",
     "params_of",
+    "parse_changes",
     "recording_reads",
     "register",
     "registered",

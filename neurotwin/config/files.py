@@ -8,12 +8,13 @@ import yaml
 from pydantic import Field, ValidationError
 
 from .base import ConfigError, Strict, nearest
+from .changes import Change, changed
 from .dataset import DatasetConfig
 from .dialect import RefusedFormError, Understood, settle, understand_dataset, understand_model
 from .locate import find_data
 from .model import ModelConfig
 from .notices import MODEL, notice, noticing
-from .yamlfile import line_of, read_yaml
+from .yamlfile import has_key, line_of, read_yaml
 
 __all__ = ["ParentConfig", "json_schemas", "load_dataset_configs", "load_model_config"]
 
@@ -29,8 +30,15 @@ def json_schemas() -> dict[str, dict[str, Any]]:
     return {name: {"$schema": "https://json-schema.org/draft/2020-12/schema"} | s for name, s in schemas.items()}
 
 
-def load_model_config(path: str | Path) -> ModelConfig:
+def load_model_config(path: str | Path, *, changes: Sequence[Change] = ()) -> ModelConfig:
     """Read a model YAML, in any of the forms that labs write (:mod:`~neurotwin.config.dialect`).
+
+    Parameters
+    ----------
+    path
+        The file.
+    changes
+        What takes the place of its values; those of dataset files are passed over.
 
     Raises
     ------
@@ -42,8 +50,10 @@ def load_model_config(path: str | Path) -> ModelConfig:
         data, node = _read(path)
         if node is None:
             raise ConfigError(f"{path}: says nothing of a model; name a part, such as readout: gaussian, or write {{}}")
+        changes = [change for change in changes if change.file == "model"]
+        data = changed(data, changes, path)
         notices.place(MODEL, (str(path), data))
-        return _understood(ModelConfig, understand_model, data, path, node, subject=MODEL)
+        return _understood(ModelConfig, understand_model, data, path, node, subject=MODEL, changes=changes)
 
 
 class ParentConfig(Strict):
@@ -56,12 +66,14 @@ class ParentConfig(Strict):
 
 
 def load_dataset_configs(
-    path: str | Path, *, data_dir: str | Path | None = None, max_datasets: int | None = None
-) -> list[DatasetConfig]:
+    path: str | Path, *, data_dir: str | Path | None = None, max_datasets: int | None = None,
+    changes: Sequence[Change] = (),
+) -> list[DatasetConfig]:  # fmt: skip
     """Read a parent YAML, or a directory of session YAMLs each complete by itself (sorted by name).
 
     Every config returned has its `session` set, and its `path` as an absolute path where the data lie. `data_dir`
-    is taken from the argument, else from ``NEUROTWIN_DATA``, else from the YAML.
+    is taken from the argument, else from ``NEUROTWIN_DATA``, else from the YAML. `changes` take the place of values of
+    every session; those of the model file are passed over.
 
     Raises
     ------
@@ -71,13 +83,16 @@ def load_dataset_configs(
     path = Path(path)
     with noticing() as notices:
         files, parent, base = _session_files(path)
+        changes = [change for change in changes if change.file == "dataset"]
         configs = []
         for file in files[:max_datasets]:
             data, node = _read(file)
-            merged = _merge(parent, data)
+            merged = changed(_merge(parent, data), changes, file)
             subject = str(data.get("session") or file.stem)
             notices.place(subject, (str(file), data), *([(str(path), parent)] if base else []))
-            config = _understood(DatasetConfig, understand_dataset, merged, file, node, subject=subject)
+            config = _understood(
+                DatasetConfig, understand_dataset, merged, file, node, subject=subject, changes=changes
+            )
             config.session = config.session or file.stem
             folder = file.parent if data.get("data_dir") or base is None else base
             found = find_data(config, file, folder, data_dir)
@@ -155,34 +170,39 @@ def _read(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
 
 def _understood(
     kind: type[Strict], understand: Callable[[Mapping[str, Any]], Understood], data: dict[str, Any], path: Path,
-    node: yaml.Node | None, *, subject: str | None,
+    node: yaml.Node | None, *, subject: str | None, changes: Sequence[Change] = (),
 ) -> Any:  # fmt: skip
     """The config that a file means; its notices go under `subject`, or nowhere."""
     try:
         file = understand(data)
     except RefusedFormError as error:
-        raise ConfigError(f"{_where(path, node, error.key)}: {error}") from None
-    config = _validate(kind, file.data, path, node, file.original)
+        raise ConfigError(f"{_where(path, node, error.key, changes)}: {error}") from None
+    config = _validate(kind, file.data, path, node, file.original, changes)
     for key, text in [*file.notes, *settle(config)]:
         if subject is not None:
             notice(subject, file.original(key), text)
     return config
 
 
-def _where(path: Path, node: yaml.Node | None, key: Sequence[Any]) -> str:
-    """``FILE:LINE: a.b.c`` of a key."""
+def _where(path: Path, node: yaml.Node | None, key: Sequence[Any], changes: Sequence[Change] = ()) -> str:
+    """``FILE:LINE: a.b.c`` of a key; of one that a change brought, the change and the key."""
+    for change in changes:
+        short = min(len(key), len(change.key))
+        if tuple(key[:short]) == change.key[:short] and (len(key) >= len(change.key) or not has_key(node, key)):
+            return f"{change.name}: {'.'.join(map(str, key))}"
     line = line_of(node, key)
     return f"{path}{f':{line}' if line else ''}" + (f": {'.'.join(map(str, key))}" if key else "")
 
 
 def _validate(
     kind: type[Strict], data: dict[str, Any], path: Path, node: yaml.Node | None,
-    original: Callable[[tuple], tuple] = tuple,
+    original: Callable[[tuple], tuple] = tuple, changes: Sequence[Change] = (),
 ) -> Any:  # fmt: skip
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        lines = [f"{_where(path, node, original(key))}: {text}" for key, text in _distinct(_flatten(error.errors()))]
+        found = _distinct(_flatten(error.errors()))
+        lines = [f"{_where(path, node, original(key), changes)}: {text}" for key, text in found]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 

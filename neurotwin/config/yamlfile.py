@@ -8,7 +8,7 @@ import yaml
 
 from .base import ConfigError, nearest
 
-__all__ = ["line_of", "read_yaml"]
+__all__ = ["has_key", "line_of", "read_yaml"]
 
 _MOST_VALUES = 1_000_000
 """Values in a file, those that aliases repeat counted each time: a few lines of aliases can stand for billions."""
@@ -64,6 +64,18 @@ def line_of(node: yaml.Node | None, key: Sequence[Any]) -> int | None:
         else:
             return line
     return line
+
+
+def has_key(node: yaml.Node | None, key: Sequence[Any]) -> bool:
+    """Whether a file has something at a key, a path from the top."""
+    for part in key:
+        if isinstance(node, yaml.MappingNode):
+            node = next((value for name, value in node.value if name.value == str(part)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+        else:
+            return False
+    return node is not None
 
 
 def _check(node: yaml.Node | None, path: Path, sizes: dict[int, int], above: set[int]) -> int:

@@ -95,7 +95,7 @@ def _summary(config: SweepConfig, study: Any) -> list[str]:
     flags = " ".join(flags_of(config, values))
     lines.append(f"best: {run}, {value_of(best):.4f}, in {config.folder / run}; to train it again:")
     lines.append(
-        f"python training/train_ddp_multidataset.py --model_config {config.folder / 'models' / f'{run}.yaml'} "
+        f"neurotwin train --model_config {config.folder / 'models' / f'{run}.yaml'} "
         f"--dataset_configs_path {config.datasets} {flags}"
     )
     return lines

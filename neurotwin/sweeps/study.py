@@ -157,7 +157,7 @@ class Worker:
         with open(log, "ab") as file:
             # A process of its own, since the library does not know the training scripts.
             return subprocess.Popen(
-                [sys.executable, "-m", "training.train_ddp_multidataset", *flags], stdout=file, stderr=file,
+                [sys.executable, "-m", "neurotwin", "train", *flags], stdout=file, stderr=file,
                 start_new_session=True,  # Ctrl-C is for the worker, which tells the run to end
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )  # fmt: skip

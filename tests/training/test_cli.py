@@ -135,6 +135,8 @@ def kernel(run: SimpleNamespace) -> torch.Tensor:
 FLAGS = [
     ({"--dataset_configs_path": "{lab}/parent.yaml", "--data_dir": "{lab}/data"}, lambda r: len(r.data.sessions) == 1),
     ({"--model_config": "{lab}/wide.yaml"}, lambda r: r.model.twin.config.convnet.params.channels == (5,)),
+    ({"--set": "convnet.params.channels=[7]"}, lambda r: r.model.twin.config.convnet.params.channels == (7,)),
+    ({"--set": "dataset.seed=77"}, lambda r: {config.seed for config in r.data.configs} == {77}),
     ({"--max_datasets": "2"}, lambda r: len(r.data.sessions) == 2),
     ({"--batch_size": "32"}, lambda r: sampler(r).batch_size == 4),
     ({"--clip_len": "4"}, lambda r: r.data.table.length == 4 and sampler(r).batch_size == 16),
@@ -280,6 +282,7 @@ BAD = [
     ("misspelt model key", {}, lambda f: (f / "model.yaml").write_text("convnett: {type: none}"), "did you mean"),
     ("misspelt data key", {}, bad(keys_lag={"stim": 3}), "did you mean"),
     ("broken yaml", {}, lambda f: (f / "model.yaml").write_text("a: ["), "model.yaml"),
+    ("misspelt set key", {"--set": "convnet.prams.channels=[7]"}, None, "--set model.convnet.prams.channels: .*did"),
     ("absent units", {}, bad(cids=[4, 5]), r"cids \[5\]"),
     ("absent data", {}, bad(path="gone.safetensors"), "gone.safetensors"),
     ("bin rates", {}, bad(bin_rate=120.0), "120 bins a second"),

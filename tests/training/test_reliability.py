@@ -189,6 +189,7 @@ class SignalAt(pl.Callback):
     [
         (signal.SIGTERM, {"batch": 7}, 1, 8),
         (signal.SIGINT, {"batch": 7}, 1, 8),
+        (signal.SIGUSR1, {"batch": 7}, 1, 8),
         (signal.SIGTERM, {"batch": 8}, 2, 10),  # the optimizer step is finished
         (signal.SIGTERM, {"batch": 5}, 1, 6),  # the last of the epoch: after its validation
         (signal.SIGINT, {"validation": 0}, 1, 7),
@@ -225,6 +226,26 @@ def test_the_second_signal_ends_at_once(monkeypatch):
         assert codes == []
         os.kill(os.getpid(), signal.SIGINT)
     assert codes == [130]
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        ("USR1 TERM", "TERM"), ("TERM USR1", "TERM"), ("USR1 USR1 INT", "INT"), ("INT USR1", "INT"), ("USR1", "USR1"),
+    ],
+)  # fmt: skip
+def test_the_notice_of_a_cluster_is_no_second_signal(monkeypatch, sent, received):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with StopSignals() as signals:
+        signals._module, signals._training = pl.LightningModule(), True
+        for name in sent.split():
+            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+        assert signals._module.stop_requested and signals.received == getattr(signal, f"SIG{received}")
+        assert codes == []
+        if received != "USR1":
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert codes == [143]
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,9 @@ from training.flags import FLAGS
 from training.runs import (
     _FREE,
     StepSize,
+    batch_of_run,
     check_same_run,
+    closing_lines,
     describe_environment,
     find_resumption,
     first_difference,
@@ -138,6 +141,48 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(tmp_path):
     assert find_resumption(tmp_path / "run") == folder / "best.ckpt"
     with pytest.raises(CheckpointError, match="no such file"):
         find_resumption(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, float("nan")])
+def test_a_run_that_learned_nothing_says_so(value):
+    hint, following = closing_lines(Path("runs/a"), "correlation", value, "d.yaml")
+    assert "learned nothing" in hint and "neurotwin audit d.yaml" in hint and "(r " in hint
+    assert following.startswith("next: neurotwin report runs/a ")
+    assert closing_lines(Path("runs/a"), "bps", 1e-3, "d.yaml") == [following]
+
+
+def resumed(tmp_path, now, *, batch_size=64, saved=True, **step):
+    """Bins that a process takes where a run of 2 processes with 8 clips of 8 bins each is resumed on some."""
+    folder = tmp_path / "run"
+    step = {"clips": 8, "clip_len": 8, "processes": 2, "batches": 1} | step
+    old = record(batch=128, batch_size=64) | {"step": step}
+    write_checkpoint(folder / "checkpoints/last.ckpt", {"x": 1})
+    if not saved:
+        (folder / "checkpoints/last.ckpt").unlink()
+    (folder / "run.json").write_text(json.dumps(old))
+    arguments = SimpleNamespace(checkpoint_dir=str(tmp_path), resume="auto", batch_size=batch_size)
+    return batch_of_run(arguments, "run", now)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8, 16])
+def test_a_run_that_goes_on_on_other_processes_keeps_its_batch(tmp_path, processes):
+    bins = resumed(tmp_path, processes)
+    assert StepSize.of(bins, 8, processes, 1).bins == 128
+
+
+def test_a_run_that_went_on_once_keeps_its_batch_again(tmp_path):
+    assert resumed(tmp_path, 1, clips=4, processes=4) == 128  # the flags are still those of the first start
+    assert resumed(tmp_path, 4, clips=16, processes=1) == 32
+
+
+def test_where_nothing_is_resumed_or_another_batch_is_asked_for_the_flag_holds(tmp_path):
+    assert resumed(tmp_path, 1, saved=False) == 64
+    assert resumed(tmp_path, 1, batch_size=32) == 32  # refused afterwards, as any other global batch
+
+
+def test_processes_that_cannot_share_the_batch_are_refused_with_those_that_can(tmp_path):
+    with pytest.raises(ValueError, match=r"takes 16 clips, which 3 .* go on with 1, 2, 4, 8 or 16 processes"):
+        resumed(tmp_path, 3)
 
 
 def test_the_environment_is_described():
