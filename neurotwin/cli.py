@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when done; 1 when `compare` or `verify` found a difference, `audit` a fault, or `convert` could not convert one of several
-        sources; 2 when something asked for is not possible.
+        0 when done; 1 when `compare` or `verify` found a difference, `audit` a fault, or `convert` could not convert
+        one of several sources; 2 when something asked for is not possible.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..files import write_json
+from ..tensorfile import format_fault
 
 __all__ = ["CARD", "GOLDEN", "MANIFEST", "TWIN", "SharingError", "check_version", "read_bundle", "write_bundle"]
 
@@ -41,17 +41,10 @@ def check_version(path: str | Path, found: Any, current: str) -> None:
     --------
     >>> check_version("golden.safetensors", "neurotwin-golden-9", "neurotwin-golden-1")
     Traceback (most recent call last):
-    neurotwin.sharing.bundle.SharingError: golden.safetensors: 'neurotwin-golden-9' is newer than ... pip ...
+    neurotwin.sharing.bundle.SharingError: golden.safetensors: its format 'neurotwin-golden-9' is of a newer ...
     """
-    if found == current:
-        return
-    kind, number = current.rsplit("-", 1)
-    noted = re.fullmatch(rf"{kind}-(\d+)", str(found))
-    if noted and int(noted[1]) > int(number):
-        raise SharingError(
-            f"{path}: {found!r} is newer than {current!r}, which this neurotwin reads; pip install --upgrade neurotwin"
-        )
-    raise SharingError(f"{path}: its format is {found!r}, where {current!r} can be read; push the twin again")
+    if fault := format_fault(found, current, "push the twin again"):
+        raise SharingError(f"{path}: {fault}")
 
 
 def write_bundle(folder: str | Path) -> str:

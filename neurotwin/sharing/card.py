@@ -139,8 +139,9 @@ def _scores(table: Table | None) -> str:
     if not rows:
         return "Unknown: no figure in the table of units is a number."
     return (
-        f"{markdown_table(rows)}\n\nOf the validation part, by which the checkpoint was chosen. Means give each session "
-        f"one vote; intervals are of {_DRAWS} bootstraps of the units of each session; medians are over all units."
+        f"{markdown_table(rows)}\n\nOf the validation part, by which the checkpoint was chosen. Means give each "
+        f"session one vote; intervals are of {_DRAWS} bootstraps of the units of each session; medians are "
+        "over all units."
     )
 
 
@@ -193,6 +194,6 @@ def _use(twin: TwinModel, name: str) -> str:
         else f'rates = twin.predict(movie{extra}, session="{spec.name}", bin_rate={spec.bin_rate:g})'
     )
     return (
-        f'```python\nfrom neurotwin import load_twin\ntwin = load_twin("FOLDER")  # of `neurotwin pull {name}`\n'
+        f'```python\nfrom neurotwin import load_twin\n\ntwin = load_twin("FOLDER")  # of `neurotwin pull {name}`\n'
         f"{call}\n```"
     )
