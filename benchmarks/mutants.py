@@ -229,7 +229,7 @@ _TABLE: dict[tuple[str, ...], list[tuple[str, str]]] = {
         ("hidden = hidden + (x if", "hidden = (x if"),
     ],
     ("neurotwin/models/network.py", "tests/neurotwin/models/test_twin.py"): [
-        ("self.network.step([clip], self._state if clip.carries else None)", "self.network.step([clip], None)"),
+        ("return self._state if clip.carries else None", "return None"),
         ("behavior[:, behavior.shape[1] - x.shape[2] :]", "behavior[:, : x.shape[2]]"),
         ("warm_up = self.context if state is None else", "warm_up = self.receptive_field - 1 if state is None else"),
     ],
