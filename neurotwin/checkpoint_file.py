@@ -141,6 +141,7 @@ def find_checkpoint(path: str | Path, *, prefer: str = "best") -> Path:
         return path
     names = ("best.ckpt", "last.ckpt") if prefer == "best" else ("last.ckpt", "best.ckpt")
     found = [folder / name for name in names for folder in (path / "checkpoints", path) if (folder / name).is_file()]
+    found += [path / "twin.safetensors"] if (path / "twin.safetensors").is_file() else []  # what was pulled
     if not found:
         raise CheckpointError(f"{path}: is a folder without checkpoints/best.ckpt or last.ckpt; give a run's folder")
     return found[0]

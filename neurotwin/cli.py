@@ -30,6 +30,10 @@ COMMANDS = {
     "experiment": "Put a question to a trained model: receptive fields, gratings, exciting stimuli, events.",
     "sweep": "Search for the best settings of a model and its training, with any number of workers.",
     "report": "Show the results of runs beside one another.",
+    "card": "Write the model card of a run: data, scores with intervals, inputs, licence, commit.",
+    "push": "Put a twin, with its card and golden predictions, where others pull it.",
+    "pull": "Fetch a twin that was pushed, and compare its checksums.",
+    "verify": "Say whether a twin still predicts what it predicted when it was pushed.",
     "compare": "Say whether two runs gave the same figures.",
     "schema": "Write the JSON Schemas of model and dataset files.",
     "completion": "Print what completes these commands in your shell.",
@@ -43,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when done; 1 when `compare` found a difference, `audit` a fault, `convert` could not convert one of several
-        sources, or `run-all` train one of several models; 2 when something asked for is not possible; those of the
-        training script from `train`.
+        0 when done; 1 when `compare` or `verify` found a difference, `audit` a fault, `convert` could not convert one
+        of several sources, or `run-all` train one of several models; 2 when something asked for is not possible; those
+        of the training script from `train`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -17,7 +17,7 @@ import numpy as np
 from .errors import UserError
 from .files import replacing
 
-__all__ = ["TensorFileError", "blocks", "load_arrays", "save_arrays"]
+__all__ = ["TensorFileError", "blocks", "format_fault", "load_arrays", "save_arrays"]
 
 _BLOCK = 1 << 24  # bytes that are read, compared or copied at a time
 
@@ -139,6 +139,32 @@ def load_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.
         raise TensorFileError(f"{path}: its content does not match its checksum; it was altered after it was written")
     metadata = {key: json.loads(value) for key, value in text.items() if key not in _DIGESTS}
     return arrays, {**metadata, "digest": text["header_digest"]}
+
+
+def format_fault(found: object, current: str, cure: str) -> str | None:
+    """Why a file of a format is not read, with the cure; None where it is the current one.
+
+    Parameters
+    ----------
+    found
+        What the file says of its format.
+    current
+        The one that is read: a name that ends with its number.
+    cure
+        What to do about a file of an older one.
+
+    Examples
+    --------
+    >>> format_fault("neurotwin-twin-9", "neurotwin-twin-3", "train it anew")
+    "its format 'neurotwin-twin-9' is of a newer neurotwin; run pip install --upgrade neurotwin"
+    """
+    if found == current:
+        return None
+    kind, number = current.rsplit("-", 1)
+    noted = re.fullmatch(rf"{re.escape(kind)}-(\d{{1,9}})", str(found))
+    if noted and int(noted[1]) > int(number):
+        return f"its format {found!r} is of a newer neurotwin; run pip install --upgrade neurotwin"
+    return f"its format is {found!r}, where {current!r} can be read; {cure}"
 
 
 _DIGESTS = ("header_digest", "digest")

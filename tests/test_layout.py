@@ -37,10 +37,13 @@ LAYERS = (
     ("neurotwin.analysis",),
     ("neurotwin.experiments",),
     ("neurotwin.sweeps",),
+    ("neurotwin.sharing",),
     ("neurotwin", "neurotwin.cli", "neurotwin.commands", "neurotwin.templates", "neurotwin.__main__", "training"),
 )  # fmt: skip
 """Imports run from a later line to an earlier one, never back."""
-OPTIONAL = {"pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas", "xarray", "shtab"}
+OPTIONAL = {
+    "pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas", "xarray", "shtab", "huggingface_hub",
+}  # fmt: skip
 """Extras: imported where they are used, since they may be absent."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tensorfile import TensorFileError, blocks, load_arrays, save_arrays
+from ..tensorfile import TensorFileError, blocks, format_fault, load_arrays, save_arrays
 from .fields import (
     SessionError,
     as_array,
@@ -256,8 +256,8 @@ class Session:
             raise SessionError(f"{path}: no such session file") from None
         except (TensorFileError, OSError) as error:
             raise SessionError(str(error)) from None
-        if metadata.get("format") != _FORMAT:
-            raise SessionError(f"{path}: not a session file of this version (its format is {metadata.get('format')!r})")
+        if fault := format_fault(metadata.get("format"), _FORMAT, "convert the recording again"):
+            raise SessionError(f"{path}: not a session file of this version, {fault}")
         behavior = {k.removeprefix("behavior."): v for k, v in arrays.items() if k.startswith("behavior.")}
         names, split = np.asarray(metadata["stimulus_types"]), arrays.get("split")
         ids = arrays["unit_ids"] if metadata["unit_ids"] is None else np.asarray(metadata["unit_ids"])
@@ -268,7 +268,7 @@ class Session:
         vars(session).update(
             {key: metadata[key] for key in ("name", "subject", "info", "bin_rate", "pixels_per_degree")},
             stimulus=arrays["stimulus"], responses=arrays["responses"], scenes=scenes,
-            scene_offset=tuple(metadata["scene_offset"]), unit_ids=ids, behavior=behavior,
+            scene_offset=tuple(metadata.get("scene_offset", (0.0, 0.0))), unit_ids=ids, behavior=behavior,
             _stimulus_type=Coded(names, arrays["stimulus_type"]), notes=tuple(metadata["notes"]),
             _split=None if split is None else Coded(np.asarray(("", *SPLITS)), split),
             unit_labels={key: np.asarray(values, str) for key, values in metadata["unit_labels"].items()},

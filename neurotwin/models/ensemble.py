@@ -10,6 +10,7 @@ from ..checkpoint_file import CheckpointError
 from ..clip import Clip
 from ..config import define
 from ..likelihoods import Likelihood
+from ..tensorfile import format_fault
 from .network import Member, mean_of
 from .shared_sessions import EnsembleError, shared_sessions
 from .twin import TwinModel
@@ -173,8 +174,8 @@ class Ensemble(TwinModel):
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "Ensemble":
         """Build the ensemble that :meth:`describe` described, with initial weights."""
-        if description.get("format") != ENSEMBLE_FORMAT:
-            raise CheckpointError(f"describes {description.get('format')!r}, where {ENSEMBLE_FORMAT!r} can be read")
+        if fault := format_fault(description.get("format"), ENSEMBLE_FORMAT, "make it anew"):
+            raise CheckpointError(fault)
         return cls([TwinModel.from_description(member) for member in description["members"]], description["names"])
 
     def _only(self, number: int) -> "Ensemble":

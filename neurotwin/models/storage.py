@@ -52,11 +52,12 @@ def load_twin(path: str | Path) -> TwinModel:
             arrays, metadata = load_arrays(path)
             text, weights = metadata["twin"], {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         description = json.loads(text)
-        kind = Ensemble if description.get("format") == ENSEMBLE_FORMAT else TwinModel
+        kind = Ensemble if str(description.get("format")).startswith(ENSEMBLE_FORMAT[:-1]) else TwinModel
         twin = kind.from_description(description)
         twin.load_state_dict(weights)
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        text = str(error)
+        raise CheckpointError(text if text.startswith(str(path)) else f"{path}: {text}") from None
     except TensorFileError as error:
         raise CheckpointError(str(error)) from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError, EOFError) as error:

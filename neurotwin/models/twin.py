@@ -11,7 +11,7 @@ import torch
 from ..checkpoint_file import CheckpointError
 from ..config import ModelConfig
 from ..data.spec import SessionSpec
-from ..tensorfile import save_arrays
+from ..tensorfile import format_fault, save_arrays
 from .inputs import Movie, Predictable, RecordedSession, check_chunk, is_recording, open_movie, open_recording
 from .network import Network, Streamer, evaluating, mean_of
 from .prediction import Drawing, Draws, Prediction
@@ -182,8 +182,8 @@ class TwinModel(Network):
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> "TwinModel":
         """Build the model that :meth:`describe` described, with initial weights."""
-        if description.get("format") != TWIN_FORMAT:
-            raise CheckpointError(f"describes {description.get('format')!r}, where {TWIN_FORMAT!r} can be read")
+        if fault := format_fault(description.get("format"), TWIN_FORMAT, "train it anew"):
+            raise CheckpointError(fault)
         sessions = [SessionSpec.from_json(spec) for spec in description["sessions"]]
         return cls(ModelConfig.model_validate(description["config"]), sessions)
 
