@@ -21,6 +21,7 @@ COMMANDS = {
     "audit": "Look for what would fool a model: leaks between parts, lost responses, drifting units, wrong clocks.",
     "evaluate": "Predict every session of a checkpoint and write the table of its units.",
     "experiment": "Put a question to a trained model: receptive fields, gratings, exciting stimuli, events.",
+    "transfer": "Fit new recordings on the frozen core of a trained model.",
     "report": "Show the results of runs beside one another.",
     "compare": "Say whether two runs gave the same figures.",
     "schema": "Write the JSON Schemas of model and dataset files.",

@@ -35,6 +35,7 @@ LAYERS = (
     ("neurotwin.data",),
     ("neurotwin.models",),
     ("neurotwin.analysis",),
+    ("neurotwin.transfer",),
     ("neurotwin.experiments",),
     ("neurotwin", "neurotwin.cli", "neurotwin.commands", "training"),
 )  # fmt: skip
