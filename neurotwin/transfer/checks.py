@@ -36,8 +36,8 @@ def check_new(twin: TwinModel, spec: SessionSpec) -> None:
         nearest = min(known, key=lambda value: abs(value - spec.pixels_per_degree))
         if abs(nearest - spec.pixels_per_degree) > _SAME_SCALE * nearest:
             raise ConfigError(
-                f"{name}: {spec.pixels_per_degree:g} pixels per degree, and the core was trained at {nearest:g}; resize "
-                "the frames when the recording is converted, or give the session an `adapter` in its YAML"
+                f"{name}: {spec.pixels_per_degree:g} pixels per degree, and the core was trained at {nearest:g}; "
+                "resize the frames when the recording is converted, or give the session an `adapter` in its YAML"
             )
     _check_scale(twin, spec)
     if twin.takes_behavior and spec.behavior_names != first.behavior_names:

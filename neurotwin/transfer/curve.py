@@ -15,7 +15,7 @@ from ..data.prepare import Prepared, prepare_session
 from ..files import replacing
 from ..metrics.table import summarize
 from ..models.twin import TwinModel
-from .features import FeatureBank, feature_bank
+from .features import feature_bank
 from .fit import FitOptions, fit_session, score_bank
 from .transfer import cache_folder, fewer, join
 
@@ -89,7 +89,8 @@ class Curve:
             axes.plot(x, fitted.limit * x / (x + fitted.half), "-", label=f"limit {fitted.limit:.3f}")
             low, high = fitted.double_range
             axes.errorbar(
-                [2 * self.minutes.max()], [fitted.double], [[max(0, fitted.double - low)], [max(0, high - fitted.double)]],
+                [2 * self.minutes.max()], [fitted.double],
+                [[max(0, fitted.double - low)], [max(0, high - fitted.double)]],
                 fmt="s", capsize=4, label="twice the data, 90 %",
             )  # fmt: skip
         axes.set(xlabel="minutes of training data", ylabel=self.metric, title=self.session)
@@ -146,13 +147,15 @@ def learning_curve(
     choosing, judging = _halves(prepared)
     judge = replace(bank, prepared=judging).part("val")
     trials = np.unique(choosing.trial[(choosing.split == 0) & (np.asarray(choosing.n_valid) > 0)])
-    rows = []
+    module, rows = joined.per_session[index], []
+    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     for fraction in fractions:
         n_trials = max(2, round(fraction * len(trials)))
         for own in range(seed, seed + (n_seeds if n_trials < len(trials) else 1)):
             part = fewer(choosing, n_trials=n_trials, seed=own)
-            fit_session(joined, index, _of(bank, part), options)
-            score = summarize(score_bank(joined.per_session[index], judge).compute()[metric]).mean
+            module.load_state_dict(start)
+            fit_session(joined, index, replace(bank, prepared=part), options)
+            score = summarize(score_bank(module, judge).compute()[metric]).mean
             minutes = np.count_nonzero(part.split == 0) / part.spec.bin_rate / 60
             logger.info("%s: %d trials, %.3g minutes: %s %.4f", prepared.name, n_trials, minutes, metric, score)
             rows.append((n_trials, minutes, own, score))
@@ -227,7 +230,3 @@ def _halves(prepared: Prepared) -> tuple[Prepared, Prepared]:
         split[(split == 1) & ~np.isin(prepared.trial, trials[number::2])] = -1
         halves.append(replace(prepared, split=split, stretches=None))
     return halves[0], halves[1]
-
-
-def _of(bank: FeatureBank, prepared: Prepared) -> FeatureBank:
-    return replace(bank, prepared=prepared)

@@ -61,7 +61,7 @@ class FeatureBank:
 
     def seen(self, part: slice = slice(None)) -> Tensor:
         """(N, C, 1, H, W) float32 features of some rows, as a readout takes them."""
-        return torch.from_numpy(np.asarray(self.features[part], np.float32))[:, :, None]
+        return torch.from_numpy(np.array(self.features[part], np.float32))[:, :, None]
 
     def behavior(self, part: slice = slice(None)) -> Tensor | None:
         """(N, 1, K) behaviour of some rows; None for a session without."""
@@ -127,7 +127,7 @@ def feature_bank(twin: TwinModel, prepared: Prepared, index: int, folder: str | 
     """Features of the training and validation bins of a session, from the file that holds them or computed now.
 
     They are float32, or float16 where float32 would take more than 256 MB and no value is too large for it. Rounding
-    changes them by at most 0.05 % of their size; the weights that are fitted are scored by the whole network in float32.
+    changes them by at most 0.05 % of their size, and what is fitted is scored by the whole network in float32.
 
     Parameters
     ----------

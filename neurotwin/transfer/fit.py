@@ -22,6 +22,7 @@ __all__ = ["FitOptions", "FitReport", "fit_session", "score_bank"]
 _VALUES = 1 << 25  # of features, or of features of units, that are worked on together
 _POOLED = 1 << 27
 _LEAST_SLOPE = 1e-3
+_ANCHOR = 100.0  # nats per squared feature pixel, or radian: positions stay within about 0.1 unless data insist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class FitOptions:
 
     penalties: tuple[float, ...] = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
     iterations: int = 25
-    refinements: int = 40
+    refinements: int = 20
     most_bins: int = 30_000
 
 
@@ -135,6 +136,7 @@ class _Problem:
         self.shrunk = [i.parameter for i in others if i.decays]
         self.placed = [i.parameter for i in others if i.kind == "position"]
         self.moves = bool(self.placed)
+        self.anchors = [parameter.detach().clone() for parameter in self.placed]
         self.counts = {id(b): max(1, int(b.target()[1].sum())) for b in (train, val)}
         self._pooled: dict[int, Tensor] = {}
 
@@ -237,7 +239,8 @@ class _Problem:
         def closure() -> float:
             optimizer.zero_grad()
             squares = self.z.square().sum() + sum(p.square().sum() for p in self.shrunk)
-            term = 0.5 * penalty / self.counts[id(self.train)] * squares
+            away = sum((p - at).square().sum() for p, at in zip(self.placed, self.anchors, strict=True))
+            term = 0.5 * (penalty * squares + _ANCHOR * away) / self.counts[id(self.train)]
             term.backward()
             return self.loss(self.train, lambda loss: loss.backward(), moving) + float(term.detach())
 

@@ -15,12 +15,13 @@ __all__ = ["look_for_positions", "weight_root"]
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 _MOST_BINS = 4000
 _MOST_PLACES = 100
+_WIDTHS = (1.0, 2.0, 3.0)  # of the width that the config starts from
 
 
 def weight_root(others: Sequence[SessionModule], readout: nn.Module, bank: FeatureBank) -> Tensor:
     """A root R of the covariance of likely feature weights: weights are z Rᵀ with z of unit covariance, (C, C).
 
-    Readouts of the twin's other sessions were fitted to the same features, so that their weights say which ones are likely.
+    Readouts of the twin's other sessions were fitted to the same features: their weights say which ones are likely.
     Their mean outer product M, each unit scaled to norm 1, is mixed with a diagonal that asks the same of every feature
     in units of its standard deviation: (U M + C D) / (U + C) for U units and C features (Ledoit & Wolf 2004 give the
     reason for such a mixture). Without old readouts of the same kind, it is the diagonal.
@@ -103,7 +104,7 @@ def _candidates(readout: nn.Module, size: torch.Size) -> list[tuple[Tensor, floa
     centres = [torch.stack([x, y]) for y in rows[step // 2 :: step] for x in columns[step // 2 :: step]]
     own = float(readout.std.detach().abs().mean()) if isinstance(readout, GaussianReadout) else 0.0
     found = []
-    for std in sorted({own, 2.0 * own}):
+    for std in sorted({factor * own for factor in _WIDTHS}):
         for centre in centres:
             away = (rows[:, None] - centre[1]).square() + (columns[None] - centre[0]).square()
             weights = (-0.5 * away / (std**2 + 0.5**2)).flatten().softmax(0).view(height, width)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..analysis.evaluate import evaluate
 from ..config import ConfigError, DatasetConfig, load_dataset_configs
@@ -18,7 +17,7 @@ from ..data.session import SessionError
 from ..metrics.table import Table
 from ..models.twin import TwinModel
 from .checks import check_new
-from .features import FeatureBank, feature_bank
+from .features import feature_bank
 from .fit import FitOptions, FitReport, fit_session
 from .tune import TUNED, tune
 
