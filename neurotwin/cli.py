@@ -29,6 +29,7 @@ COMMANDS = {
     "distil": "Train a compact twin on the rates of an ensemble, and compare the two unit by unit.",
     "experiment": "Put a question to a trained model: receptive fields, gratings, exciting stimuli, events.",
     "sweep": "Search for the best settings of a model and its training, with any number of workers.",
+    "transfer": "Fit new recordings on the frozen core of a trained model.",
     "report": "Show the results of runs beside one another.",
     "card": "Write the model card of a run: data, scores with intervals, inputs, licence, commit.",
     "push": "Put a twin, with its card and golden predictions, where others pull it.",

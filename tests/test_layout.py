@@ -35,6 +35,7 @@ LAYERS = (
     ("neurotwin.data",),
     ("neurotwin.models",),
     ("neurotwin.analysis",),
+    ("neurotwin.transfer",),
     ("neurotwin.experiments",),
     ("neurotwin.sweeps",),
     ("neurotwin.sharing",),

@@ -14,6 +14,7 @@ from .dialect import RefusedFormError, Understood, settle, understand_dataset, u
 from .locate import find_data
 from .model import ModelConfig
 from .notices import MODEL, notice, noticing
+from .registry import know_shipped
 from .yamlfile import has_key, line_of, read_yaml
 
 __all__ = ["ParentConfig", "json_schemas", "load_dataset_configs", "load_model_config"]
@@ -24,6 +25,7 @@ def json_schemas() -> dict[str, dict[str, Any]]:
 
     A dataset file is a session's or a parent's, so its schema has the keys of both.
     """
+    know_shipped()
     dataset, parent = DatasetConfig.model_json_schema(), ParentConfig.model_json_schema()
     dataset["properties"] |= parent["properties"]
     schemas = {"model": ModelConfig.model_json_schema(), "dataset": dataset}

@@ -5,13 +5,14 @@ the decorator :func:`register` makes it known under the name that configuration 
 line are generated from what is registered here.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from .base import ConfigError, Params, nearest
 
-__all__ = ["KINDS", "define", "name_of", "register", "registered"]
+__all__ = ["KINDS", "define", "know_shipped", "name_of", "register", "registered"]
 
 KINDS: dict[str, str] = {
     "adapter": "a session's way from its frames to the grid that the core sees",
@@ -86,6 +87,15 @@ def register(kind: str, *names: str) -> Callable[[Definition], Definition]:
     return decorate
 
 
+def know_shipped() -> None:
+    """Import what the library ships, so that files may name it, also where only :mod:`neurotwin.config` was imported.
+
+    This is the one look from configuration up to the code that it configures; it is by name, since the code imports the
+    configuration.
+    """
+    importlib.import_module("neurotwin.models")
+
+
 def registered(kind: str) -> Mapping[str, Any]:
     """All definitions of a kind by name, in the order in which they were registered."""
     return MappingProxyType(_DEFINITIONS[kind])
@@ -105,6 +115,8 @@ def define(kind: str, name: str) -> Any:
         If there is none; the message names the nearest that there is.
     """
     known = _DEFINITIONS[kind]
+    if not isinstance(name, str) or name not in known:
+        know_shipped()
     if not isinstance(name, str) or name not in known:
         raise ConfigError(f"unknown {kind.replace('_', ' ')} {name!r}; {nearest(str(name), list(known))}")
     return known[name]

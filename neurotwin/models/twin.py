@@ -1,7 +1,7 @@
 """A twin is a network in use: it predicts recordings, draws responses, and is kept in files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..data.spec import SessionSpec
 from ..tensorfile import format_fault, save_arrays
 from .inputs import Movie, Predictable, RecordedSession, check_chunk, is_recording, open_movie, open_recording
-from .network import Network, Streamer, evaluating, mean_of
+from .network import CORE_PARTS, Network, Streamer, evaluating, mean_of
 from .prediction import Drawing, Draws, Prediction
 
 __all__ = ["TWIN_FORMAT", "TwinModel"]
@@ -186,6 +186,44 @@ class TwinModel(Network):
             raise CheckpointError(fault)
         sessions = [SessionSpec.from_json(spec) for spec in description["sessions"]]
         return cls(ModelConfig.model_validate(description["config"]), sessions)
+
+    def add_session(self, spec: SessionSpec) -> "TwinModel":
+        """A twin of these sessions and one more, which is not fitted yet; this one is not changed.
+
+        The core and everything of the old sessions are copied, to the last bit. The new session's adapter starts as
+        that of the first session where both have the same parameters. See :func:`neurotwin.transfer.transfer`.
+
+        Raises
+        ------
+        ConfigError
+            If the session does not fit the model.
+        """
+        twin = type(self)(self.config, [*self.sessions, spec])
+        twin.load_state_dict(twin.state_dict() | self.state_dict())
+        new, old = twin.per_session[-1].adapter, self.per_session[0].adapter
+        weights = old.state_dict()
+        if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in new.state_dict().items()}:
+            new.load_state_dict(weights)
+        return twin.to(self.like.device).train(self.training)
+
+    def without(self, sessions: Sequence[str]) -> "TwinModel":
+        """A twin without some sessions, given by name; what remains is copied, and this one is not changed.
+
+        Raises
+        ------
+        ValueError
+            If the model has no such session.
+        ConfigError
+            If no session would be left.
+        """
+        gone = {self.session_index(name) for name in sessions}
+        kept = [index for index in range(len(self.sessions)) if index not in gone]
+        twin = type(self)(self.config, [self.sessions[index] for index in kept])
+        for part in CORE_PARTS:
+            getattr(twin, part).load_state_dict(getattr(self, part).state_dict())
+        for module, index in zip(twin.per_session, kept, strict=True):
+            module.load_state_dict(self.per_session[index].state_dict())
+        return twin.to(self.like.device).train(self.training)
 
     def save(self, path: str | Path) -> Path:
         """Write weights and description to one safetensors file with checksums, and return its path."""

@@ -134,6 +134,17 @@ def test_help_imports_no_code_of_commands():
     assert not loaded & {"torch", "numpy", "pydantic", "matplotlib", "neurotwin.config", "neurotwin.commands"}
 
 
+@pytest.mark.parametrize("module", ["neurotwin", "neurotwin.config"])
+def test_a_file_means_the_same_whatever_was_imported_before(module, lab):
+    """Names are registered by the code that they name, which an import of the configuration alone does not bring."""
+    code = (
+        f"from {module} import load_model_config, load_dataset_configs; import sys; "
+        "load_dataset_configs(sys.argv[2]); print(load_model_config(sys.argv[1]).readout.type)"
+    )
+    command = [sys.executable, "-c", code, str(lab / "model.yaml"), str(lab / "sessions")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "gaussian\n"
+
+
 def test_every_module_of_a_command_is_named():
     modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
     assert modules - {"arguments", "reading"} == {name.replace("-", "_") for name in COMMANDS}

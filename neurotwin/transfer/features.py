@@ -1,0 +1,168 @@
+"""What a frozen core makes of a session, computed once and mapped from a file from then on."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.clips import stream, usable_runs
+from ..data.prepare import Prepared
+from ..data.session import SPLITS
+from ..files import replacing
+from ..likelihoods import ResponseStatistics
+from ..models.network import CORE_PARTS, Streamer, evaluating
+from ..models.twin import TwinModel
+
+__all__ = ["FeatureBank", "core_key", "feature_bank"]
+
+_HALF = 1 << 28  # bytes of float32 above which features are kept as float16
+_LARGEST_HALF = 6e4
+_PARTS = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureBank:
+    """Features of the predicted bins of a session, one row a bin; N counts them.
+
+    Attributes
+    ----------
+    prepared
+        The session.
+    features
+        (N, C, H, W) float32 or float16, memory-mapped.
+    bins
+        (N,) bin of each row in the prepared session, ascending.
+    """
+
+    prepared: Prepared
+    features: np.ndarray
+    bins: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bins)
+
+    def part(self, split: str) -> "FeatureBank":
+        """The rows of one part, "train" or "val"; a copy of their features where they are not neighbours."""
+        return self.rows(np.flatnonzero(self.prepared.split[self.bins] == SPLITS.index(split)))
+
+    def rows(self, rows: np.ndarray) -> "FeatureBank":
+        """The bank of some rows. They are read from the file when they are used."""
+        return replace(self, features=_Rows(self.features, rows), bins=self.bins[rows])
+
+    def thinned(self, most: int) -> "FeatureBank":
+        """At most `most` rows, evenly spaced."""
+        if len(self) <= most:
+            return self
+        return self.rows(np.unique(np.linspace(0, len(self) - 1, most).round().astype(int)))
+
+    def seen(self, part: slice = slice(None)) -> Tensor:
+        """(N, C, 1, H, W) float32 features of some rows, as a readout takes them."""
+        return torch.from_numpy(np.array(self.features[part], np.float32))[:, :, None]
+
+    def behavior(self, part: slice = slice(None)) -> Tensor | None:
+        """(N, 1, K) behaviour of some rows; None for a session without."""
+        known = self.prepared.behavior
+        return None if known is None else torch.from_numpy(np.asarray(known[self.bins[part]]))[:, None]
+
+    def history(self, part: slice = slice(None)) -> Tensor | None:
+        """(N, n + 1, U) responses up to each bin; None for a session without spike history."""
+        before = self.prepared.spec.n_history
+        if not before:
+            return None
+        bins = self.bins[part, None] + np.arange(-before, 1)
+        bins = np.maximum(bins, self.prepared.run_start[self.bins[part]][:, None])
+        return torch.from_numpy(np.asarray(self.prepared.responses[bins]))
+
+    def target(self, part: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Responses and mask, (N, 1, U), and exposure (N, 1, 1) or None, of some rows."""
+        prepared, bins = self.prepared, self.bins[part]
+        exposure = None if prepared.exposure is None else torch.from_numpy(prepared.exposure[bins])[:, None, None]
+        responses, mask = (torch.from_numpy(np.asarray(a[bins]))[:, None] for a in (prepared.responses, prepared.mask))
+        return responses, mask, exposure
+
+    def statistics(self) -> ResponseStatistics:
+        """Mean, variance and share of zeros of each unit in these rows: what a fit starts from."""
+        y, mask, exposure = self.target()
+        y, mask = y[:, 0].double(), mask[:, 0]
+        e = torch.ones_like(y) if exposure is None else exposure[:, 0].double().expand_as(y)
+        bins = mask.sum(0).clamp_min(1)
+        shown = torch.where(mask, e, 0).sum(0).clamp_min(1e-12)
+        mean = torch.where(mask, y, 0).sum(0) / shown
+        variance = (torch.where(mask, y.square() / e, 0).sum(0) - mean.square() * shown) / bins
+        return ResponseStatistics(mean, variance.clamp_min(0), (mask & (y <= 0)).sum(0) / bins)
+
+
+class _Rows:
+    """Some rows of an array, read when they are used."""
+
+    def __init__(self, array: "np.ndarray | _Rows", rows: np.ndarray) -> None:
+        self.array, self.index = array, rows
+        if isinstance(array, _Rows):
+            self.array, self.index = array.array, array.index[rows]
+        self.shape, self.dtype = (len(rows), *array.shape[1:]), array.dtype
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return self.array[self.index[part]]
+
+
+def core_key(twin: TwinModel, index: int) -> str:
+    """Hash of all that the features of a session depend on: weights, running statistics, config and adapter."""
+    digest = hashlib.sha256()
+    config = twin.config.model_dump(mode="json", by_alias=True)
+    known = [config.get(part) for part in ("adapter", *CORE_PARTS)]
+    spec = twin.sessions[index]
+    known += [spec.config.model_dump(mode="json", by_alias=True).get("adapter"), spec.pixel_scale]
+    digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+    for module in (twin.per_session[index].adapter, *twin.stages):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def feature_bank(twin: TwinModel, prepared: Prepared, index: int, folder: str | Path) -> FeatureBank:
+    """Features of the training and validation bins of a session, from the file that holds them or computed now.
+
+    They are float32, or float16 where float32 would take more than 256 MB and no value is too large for it. Rounding
+    changes them by at most 0.05 % of their size, and what is fitted is scored by the whole network in float32.
+
+    Parameters
+    ----------
+    twin
+        Its core must not change afterwards; the file is known by a hash of it.
+    prepared, index
+        The session, and its index in the twin.
+    folder
+        Where the file is kept.
+    """
+    path = Path(folder) / f"{prepared.name}-{prepared.key}-{core_key(twin, index)}.features.npy"
+    runs = np.concatenate([usable_runs(prepared, split) for split in _PARTS])
+    bins = np.sort(np.concatenate([np.zeros(0, np.int64), *(np.arange(*run) for run in runs)]))
+    bins = bins[np.asarray(prepared.n_valid)[bins] > 0]
+    if not path.exists():
+        _compute(twin, prepared, index, bins, path)
+    return FeatureBank(prepared=prepared, features=np.load(path, mmap_mode="r", allow_pickle=False), bins=bins)
+
+
+@torch.inference_mode()
+def _compute(twin: TwinModel, prepared: Prepared, index: int, bins: np.ndarray, path: Path) -> None:
+    maps = twin.recurrent.outputs
+    shape = (len(bins), maps.channels, maps.height, maps.width)
+    half = 4 * int(np.prod(shape, dtype=np.int64)) > _HALF
+    with replacing(path) as temporary, evaluating(twin):
+        stored = np.lib.format.open_memmap(temporary, "w+", np.float16 if half else np.float32, shape)
+        for split in _PARTS:
+            streamer = Streamer(twin)
+            for sample in stream(prepared, split, context=twin.context):
+                sample = sample.of_session(index).to(twin.like.device)
+                x, _ = streamer.features(sample.clip)
+                if half and float(x.abs().max()) > _LARGEST_HALF:
+                    raise ValueError(f"session {prepared.name}: features beyond {_LARGEST_HALF:g} cannot be kept")
+                valid = sample.target.mask.any(-1).cpu()
+                at = (sample.clip.bins[:, None] + torch.arange(sample.clip.length))[valid]
+                stored[np.searchsorted(bins, at.numpy())] = x.movedim(1, 2).cpu()[valid].numpy()
+        stored.flush()
+        del stored
