@@ -13,13 +13,15 @@ from pathlib import Path
 
 from .common import ROOT, Target, run, shown
 
-__all__ = ["SUITE", "results_section", "write_docs"]
+__all__ = ["LONG", "SUITE", "results_section", "write_docs"]
 
 SUITE = (
     "training_speed", "arithmetic", "time_to_bps", "data_path", "start_up", "memory", "evaluation_speed", "processes",
     "many_sessions", "conversion", "gpu",
 )  # fmt: skip
 """In the order in which they run; memory uses the recordings that start_up wrote."""
+LONG = ("recurrent_clips",)
+"""Run by name only: half an hour."""
 PAGE = ROOT / "docs/performance.md"
 MARKS = ("<!-- results: python -m benchmarks --write-docs -->\n", "<!-- end of results -->\n")
 
@@ -27,15 +29,16 @@ MARKS = ("<!-- results: python -m benchmarks --write-docs -->\n", "<!-- end of r
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SUITE)}; default: all")
+    names = f"of {', '.join(SUITE + LONG)}; default: all but {', '.join(LONG)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=names)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all run, and measures nothing")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "results/benchmarks", help="folder of the JSON (%(default)s)"
     )
     parser.add_argument("--write-docs", action="store_true", help="write the results in --out into docs/performance.md")
     arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(SUITE):
-        parser.error(f"no benchmark {min(unknown)!r}; there are {', '.join(SUITE)}")
+    if unknown := set(arguments.names) - {*SUITE, *LONG}:
+        parser.error(f"no benchmark {min(unknown)!r}; there are {', '.join(SUITE + LONG)}")
     if arguments.write_docs:
         write_docs(PAGE, arguments.out)
         return
@@ -58,7 +61,7 @@ def write_docs(page: Path, results: Path) -> None:
 def results_section(results: Path) -> str:
     """Every target with what was measured of it, then the tables, as Markdown. Quick runs do not count."""
     lines, tables = ["", "| what | target | measured | |", "|---|---|---|---|"], []
-    for name in SUITE:
+    for name in SUITE + LONG:
         targets: dict[str, Target] = importlib.import_module(f"benchmarks.{name}").TARGETS
         file = results / f"{name}.json"
         result = json.loads(file.read_text()) if file.exists() else None

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from neurotwin.analysis.report import merit_title
 from neurotwin.data.progress import clock_text, lines_above
 
+from .seams import steps_of_epoch
+
 __all__ = ["ProgressLine"]
 
 _EVERY = 0.5  # s between readings of the loss, which makes a GPU wait
@@ -70,7 +72,7 @@ class ProgressLine(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show its figure."""
         if self._bar is not None:
-            self._show(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+            self._show(trainer, steps_of_epoch(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the line away."""

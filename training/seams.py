@@ -21,6 +21,7 @@ __all__ = [
     "leave_signals_alone",
     "micro_batches_done",
     "optimizer_steps_now",
+    "steps_of_epoch",
     "use_checkpoint_io",
 ]
 
@@ -31,6 +32,11 @@ def micro_batches_done(trainer: pl.Trainer) -> int:
     It is the number of the micro-batch at hand, counted from 0, in every hook of that micro-batch.
     """
     return trainer.fit_loop.epoch_loop.total_batch_idx
+
+
+def steps_of_epoch(trainer: pl.Trainer) -> int:
+    """Micro-batches of the epoch at hand that were trained, or begun."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 def optimizer_steps_now(trainer: pl.Trainer) -> bool:

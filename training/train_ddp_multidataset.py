@@ -361,6 +361,7 @@ def finish(trainer: pl.Trainer, data: MultiDatasetDM, folder: Path, record: dict
     for board in trainer.loggers:
         if isinstance(board, TensorBoardLogger):
             board.log_hyperparams(record["flags"], {f"val_{merit}": value})
+            board.finalize("success")  # else a thread still writes when the run is over
     for line in closing_lines(folder, merit, value, record["flags"]["dataset_configs_path"]):
         logger.info(line)
 

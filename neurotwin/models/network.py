@@ -339,6 +339,11 @@ class Streamer:
         made, self._state = self.network.drives(clip, self._before(clip))
         return made
 
+    def features(self, clip: Clip) -> tuple[Tensor, Tensor | None]:
+        """What the readouts of a single network see, (B, C, L, H, W), and behaviour, in place of rates."""
+        (x,), (behavior,), self._state = self.network.features([clip], self._before(clip))
+        return x, behavior
+
     def _before(self, clip: Clip) -> Any:
         return self._state if clip.carries else None
 

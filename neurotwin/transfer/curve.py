@@ -228,5 +228,5 @@ def _halves(prepared: Prepared) -> tuple[Prepared, Prepared]:
     for number in range(2):
         split = np.array(prepared.split)
         split[(split == 1) & ~np.isin(prepared.trial, trials[number::2])] = -1
-        halves.append(replace(prepared, split=split, stretches=None))
+        halves.append(replace(prepared, split=split))
     return halves[0], halves[1]

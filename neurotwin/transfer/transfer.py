@@ -222,7 +222,7 @@ def fewer(
     choosing = min(len(val), max(2, round(len(val) * kept / len(train))))
     split[(split == 0) & ~np.isin(prepared.trial, train[:kept])] = -1
     split[(split == 1) & ~np.isin(prepared.trial, val[:choosing])] = -1
-    return replace(prepared, split=split, stretches=None)
+    return replace(prepared, split=split)
 
 
 def cache_folder(config: DatasetConfig, cache_dir: str | Path | None = None) -> Path:

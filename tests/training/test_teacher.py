@@ -244,7 +244,7 @@ def test_stimuli_of_other_types_are_learned_from_without_their_responses(tmp_pat
     (tmp_path / "sessions" / "ada_1.yaml").write_text(yaml.safe_dump(values | {"types": ["movie"]}))
     flags = ["--dataset_configs_path", str(tmp_path / "sessions"), "--model_config", f"{lab}/student.yaml"]
     arguments = script.parse_arguments([*flags, "--teacher", str(teacher), "--teacher_types", "noise"])
-    assert len(script.make_data(arguments, ModelConfig(**STUDENT)).lessons.sessions) == 2
+    assert len(script.make_data(arguments, ModelConfig(**STUDENT), (), arguments.batch_size).lessons.sessions) == 2
     for wrong, text in ((["movie"], "is trained on that type"), (["rain"], "no session has stimuli")):
         with pytest.raises(EvaluationError, match=text):
             Teacher(teacher, wrong).lessons([prepared])
