@@ -161,12 +161,12 @@ class CosineWarmupRestart(CosineWarmup):
 class AnnealedRate(LRScheduler):
     """A warm-up, times half a cosine over the steps that the run is thought to have, however often that changes.
 
-    With W steps of warm-up, and p the position in [0, 1), the factor at step s is ::
+    With W steps of warm-up, the factor at step s is ::
 
-        min(1, (s + 1) / W) (1 + cos(pi p)) / 2
+        min(1, (s + 1) / W) (1 + cos(pi p)) / 2,    p = s / S
 
-    and each step moves p by (1 - p) / (S - s), where S is the number of steps that the run is thought to have. As long
-    as S stays the same, p is s / S. p never goes back, and is part of the state that checkpoints hold.
+    where S is the number of steps that the run is thought to have at that moment. A machine that is slow for a while
+    makes S smaller and the rates lower; when it is quick again, both come back.
 
     Parameters
     ----------
@@ -179,27 +179,22 @@ class AnnealedRate(LRScheduler):
 
     Attributes
     ----------
-    position
-        p.
     planned
-        S.
+        S; part of the state that checkpoints hold.
     """
 
     def __init__(self, optimizer: Optimizer, *, warmup: int, steps: int) -> None:
-        self.warmup, self.most = warmup, steps
-        self.position, self.planned = 0.0, steps
+        self.warmup, self.most, self.planned = warmup, steps, steps
         super().__init__(optimizer)
+
+    @property
+    def position(self) -> float:
+        """p, in [0, 1); after the last step it stays as it was there."""
+        return min(self.last_epoch, self.planned - 1) / self.planned
 
     def plan(self, steps: float) -> None:
         """Say how many steps the run is thought to have."""
         self.planned = min(self.most, max(self.last_epoch + 1, round(steps)))
-
-    def step(self, epoch: int | None = None) -> None:
-        """Move to the next step. After the last one the rate stays as it was there."""
-        left = self.planned - self.last_epoch
-        if self.last_epoch >= 0 and left > 1:
-            self.position += (1 - self.position) / left
-        super().step()
 
     def get_lr(self) -> list[float]:
         """The rates of the groups."""
