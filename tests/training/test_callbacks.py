@@ -115,7 +115,7 @@ def test_rates_that_anneal_end_with_the_budget(fit, tiny, step, accumulate):
     rates = model.rates[::accumulate]
     assert clock.now <= 600 and trainer.global_step < 0.3 * schedule.most
     assert schedule.position > 0.97 and rates[-1] < 0.01 * 0.05
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert max(b - a for a, b in itertools.pairwise(rates)) < 0.05 * 0.05  # estimates change, a little
     half = rates[len(rates) // 2]
     assert 0.3 * 0.05 < half < 0.7 * 0.05  # on the way too it follows the time that is left
 
