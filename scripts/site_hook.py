@@ -53,8 +53,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Take out links that leave the site. Pages of the gallery have none."""
+    """Take out links that leave the site, and marks of code blocks that are for the tests."""
     docs = Path(config.docs_dir).resolve()
     if page.file.abs_src_path is None or page.file.generated_by:
-        return markdown
+        return markdown  # a page of the gallery, which has neither
+    markdown = re.sub(r"^(```\w+) *no-run$", r"\1", markdown, flags=re.MULTILINE)
     return without_links_that_leave(markdown, Path(page.file.abs_src_path).resolve(), docs)
