@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..checkpoint_file import CheckpointError, find_checkpoint
-from ..config import ConfigError, DatasetConfig
+from ..config import ConfigError
+from ..config.locate import moved
 from ..data.clips import stream
 from ..data.prepare import Prepared, open_session, prepare
 from ..data.session import SPLITS, SessionError
@@ -168,7 +169,7 @@ def _computed(
     progress: Callable[[int, int, str], None] | None,
 ) -> RunData:  # fmt: skip
     twin = load_twin(checkpoint).to(device)
-    configs = [_moved(spec.config, data_dir) for spec in twin.sessions]
+    configs = [moved(spec.config, data_dir) for spec in twin.sessions]
     present = [config for config in configs if config.path and Path(config.path).exists()]
     notes = list(known.notes)
     if len(present) < len(configs):
@@ -200,12 +201,6 @@ def _computed(
     except OSError as error:
         notes.append(f"What was computed could not be kept for the next report ({error.strerror or error}).")
     return RunData(known.test if test is None else test, sessions, tuple(notes))
-
-
-def _moved(config: DatasetConfig, data_dir: str | Path | None) -> DatasetConfig:
-    if data_dir is None or config.path is None:
-        return config
-    return config.model_copy(update={"path": str(Path(data_dir) / Path(config.path).name)})
 
 
 def _session(twin: TwinModel, prepared: Prepared) -> tuple[SessionData, Table | None]:

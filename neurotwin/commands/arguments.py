@@ -1,15 +1,11 @@
 """Arguments that several commands share."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
-from ..config import DatasetConfig
-from ..data.spec import SessionSpec
-
-__all__ = ["add_device", "add_moved_data", "moved", "number"]
+__all__ = ["add_device", "add_moved_data", "number"]
 
 
 def number(kind: type, least: float, most: float) -> Callable[[str], float]:
@@ -44,14 +40,3 @@ def _device(text: str) -> str:
 def add_moved_data(parser: argparse.ArgumentParser, note: str = "") -> None:
     """The argument `--data_dir` of commands that read the recordings of a trained model."""
     parser.add_argument("--data_dir", help=f"{note}folder of session data, if it has moved since training")
-
-
-def moved(specs: Sequence[SessionSpec], data_dir: str | None) -> list[DatasetConfig]:
-    """The dataset configs of sessions, whose recordings lie in `data_dir` now, under the names of their files."""
-    configs = [spec.config for spec in specs]
-    if data_dir is None:
-        return configs
-    return [
-        config.model_copy(update={"path": str(Path(data_dir) / Path(config.path).name)}) if config.path else config
-        for config in configs
-    ]

@@ -12,7 +12,7 @@ from ..data.progress import session_progress
 from ..data.session import SPLITS
 from ..metrics.table import EvaluationError
 from ..models import load_twin
-from .arguments import add_device, add_moved_data, moved
+from .arguments import add_device, add_moved_data
 
 __all__ = ["add_arguments", "run"]
 
@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     known = {spec.name: spec for spec in twin.sessions}
     if unknown := [name for name in arguments.sessions or () if name not in known]:
         raise EvaluationError(f"{arguments.checkpoint}: has no session {unknown[0]!r}, but {', '.join(known)}")
-    specs = [known[name] for name in arguments.sessions or known]
-    sessions = prepare(moved(specs, arguments.data_dir))
+    configs = [known[name].config for name in arguments.sessions or known]
+    sessions = prepare(configs, data_dir=arguments.data_dir)
     with session_progress("evaluating") as progress:
         table = evaluate(twin, sessions, arguments.split, progress=progress)
     output = Path(arguments.output or find_checkpoint(arguments.checkpoint).with_suffix(f".{arguments.split}.csv"))

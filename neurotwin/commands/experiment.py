@@ -7,11 +7,12 @@ from pathlib import Path
 import yaml
 
 from ..config import registered
+from ..config.locate import moved
 from ..data.prepare import prepare
 from ..data.progress import session_progress
 from ..experiments import ExperimentError, options_of
 from ..models import load_twin
-from .arguments import add_device, add_moved_data, moved
+from .arguments import add_device, add_moved_data
 
 __all__ = ["add_arguments", "run"]
 
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = options_of(arguments.name, dict(_option(text) for text in arguments.options))
     twin = load_twin(arguments.checkpoint).to(arguments.device)
     specs = [spec for spec in twin.sessions if not arguments.sessions or spec.name in arguments.sessions]
-    configs = moved(specs, arguments.data_dir)
+    configs = [moved(spec.config, arguments.data_dir) for spec in specs]
     # Without the recordings an experiment is possible as long as it does not need them; it says what it needs.
     there = [config for config in configs if config.path is not None and Path(config.path).exists()]
     for config in configs:

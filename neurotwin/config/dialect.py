@@ -112,7 +112,7 @@ def understand_dataset(written: Mapping[str, Any]) -> Understood:
 def settle(config: Strict) -> list[tuple[Key, str]]:
     """Give keys without effect the value that they amount to, in a config and all that it holds.
 
-    Which these are, the parts say themselves (:meth:`~neurotwin.config.Strict.idle`).
+    Which these are, the parts say themselves (:meth:`~neurotwin.config.base.Strict.idle`).
 
     Returns
     -------

@@ -6,7 +6,7 @@ from pathlib import Path
 from .base import ConfigError
 from .dataset import DatasetConfig
 
-__all__ = ["find_data"]
+__all__ = ["find_data", "moved"]
 
 _NO_DATA = (".yaml", ".yml", ".tmp")
 
@@ -41,6 +41,24 @@ def find_data(config: DatasetConfig, file: Path, folder: Path, data_dir: str | P
     if own is not None and own.exists():
         return _named(config.session, file, own) or own
     return _named(config.session, file, root) or own or root / f"{config.session}.safetensors"
+
+
+def moved(config: DatasetConfig, data_dir: str | Path | None) -> DatasetConfig:
+    """The config of a session whose recording lies in `data_dir` now, under the name that its file had.
+
+    A twin that was pushed does not say what that name was; it is then that of the session. None changes nothing.
+
+    Examples
+    --------
+    >>> moved(DatasetConfig(session="ada_1", path="/old/a.nwb"), "/new").path
+    '/new/a.nwb'
+    >>> moved(DatasetConfig(session="ada_1"), "/new").path
+    '/new/ada_1.safetensors'
+    """
+    if data_dir is None:
+        return config
+    name = Path(config.path).name if config.path else f"{config.session}.safetensors"
+    return config.model_copy(update={"path": str(Path(data_dir) / name)})
 
 
 def _named(name: str, file: Path, folder: Path) -> Path | None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..config import DatasetConfig
+from ..config.locate import moved
 from ..files import stamp, write_json
 from ..likelihoods import ResponseStatistics
 from ..tensorfile import TensorFileError, load_arrays, save_arrays
@@ -136,11 +137,23 @@ class Prepared:
 def prepare(
     configs: Sequence[DatasetConfig],
     *,
+    data_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
     dtype: str = "uint8",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Prepared]:
-    """Prepare the sessions of a run, or map what was prepared before; see :func:`prepare_session`.
+    """Prepare the sessions of a run, or map what was prepared before.
+
+    Parameters
+    ----------
+    configs
+        Of the sessions. Those of a trained twin are ``[spec.config for spec in twin.sessions]``.
+    data_dir
+        The folder of the recordings, where they do not lie where the configs say, as on another machine.
+    cache_dir, dtype
+        As for :func:`prepare_session`.
+    progress
+        Told before each session: how many are done, how many there are, its name.
 
     Raises
     ------
@@ -148,7 +161,7 @@ def prepare(
         If a session is unusable, or the sessions disagree in bin rate or lags.
     """
     sessions = []
-    for index, config in enumerate(configs):
+    for index, config in enumerate(moved(config, data_dir) for config in configs):
         if progress is not None:
             progress(index, len(configs), config.session)
         sessions.append(prepare_session(config, cache_dir=cache_dir, dtype=dtype))

@@ -29,8 +29,8 @@ class Ensemble(TwinModel):
 
     Responses are taken to scatter about λ as one likelihood of the members' type says. Its own parameters, such as a
     dispersion, are such that the variance at a rate is the mean of the variances that the members give it at this rate
-    (:meth:`~neurotwin.likelihoods.Likelihood.pool`). The disagreement is no part of this variance: it says how little
-    is known of the rate, and not how the responses scatter.
+    (:meth:`~neurotwin.likelihoods.base.Likelihood.pool`). The disagreement is no part of this variance: it says how
+    little is known of the rate, and not how the responses scatter.
 
     Members may differ in architecture, and in the lags and behaviour variables that they see
     (:mod:`~neurotwin.models.shared_sessions`). Each carries its own recurrent state.

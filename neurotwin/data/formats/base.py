@@ -17,7 +17,7 @@ class Format(Params):
 
     Its fields are the reader's options, which ``neurotwin convert --options KEY=VALUE`` sets. Reading must not load a
     recording whole: give large arrays of the session as memory-mapped arrays or as
-    :class:`~neurotwin.data.session.Streamed`.
+    :class:`~neurotwin.data.streamed.Streamed`.
     """
 
     name: str = Field("", description="Name of the session. Default: that of the source.")

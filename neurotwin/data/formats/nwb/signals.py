@@ -20,7 +20,7 @@ _IN_MEMORY = 1 << 26  # bytes of counts above which they are kept in a temporary
 class Responses:
     """What the units did, and what is known of them.
 
-    Parameters
+    Attributes
     ----------
     values
         (T, U).
