@@ -46,7 +46,9 @@ def test_the_site_builds_and_needs_no_network(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    pages = {path.relative_to(tmp_path).as_posix(): path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
+    pages = {
+        path.relative_to(tmp_path).as_posix(): path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")
+    }
     assert "simulate_session" in pages["gallery/training.html"] and "Session" in pages["api.html"]
     assert (tmp_path / "search/search_index.json").stat().st_size > 100_000
     for name, page in pages.items():
