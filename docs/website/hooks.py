@@ -46,7 +46,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.site_name = f"neurotwin {neurotwin.__version__}"
     sections = {name: pages for entry in config.nav for name, pages in entry.items()}
     sections["Gallery"] += [f"gallery/{path.stem}.md" for path in gallery()]
-    sections["Reference"].append({"Python": [f"api/{name}.md" for name in packages()]})
+    sections["Reference"].append({"Python": [{name: f"api/{name}.md"} for name in packages()]})
     return config
 
 
@@ -147,7 +147,7 @@ def api_page(package: str, modules: list[str]) -> str:
     tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
     own = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]  # not what it gathers
     members = [name for name in own if not name.startswith("_")] or "false"
-    head = f"::: {package}\n    options: {{members: {members}, heading_level: 1}}\n"
+    head = f"---\nsearch: {{boost: 0.5}}\n---\n\n::: {package}\n    options: {{members: {members}, heading_level: 1}}\n"
     return "\n".join([head, *(f"::: {module}\n" for module in modules)])
 
 
