@@ -95,11 +95,6 @@ def transfer(
     """
     if tune_part is not None and tune_part not in TUNED:
         raise ConfigError(f"tune: no part {tune_part!r}; use one of {', '.join(TUNED)}")
-    if len(twin.members) > 1:
-        raise ConfigError(
-            f"this checkpoint is an ensemble of {len(twin.members)}; transfer each of its members, and make an ensemble of "
-            "the results"
-        )
     if add and tune_part is not None:
         raise ConfigError(f"--add keeps old readouts, which a tuned core would not suit; leave out --tune {tune_part}")
     if len(twin.members) > 1:
