@@ -36,8 +36,8 @@ def synthetic(n_units: int, minutes: float, folder: Path) -> tuple[TwinModel, Fe
         name="synthetic", subject="synthetic", unit_ids=tuple(range(n_units)), frame_shape=(CHANNELS, SIZE, SIZE),
         bin_rate=BIN_RATE, n_lags=1, config=config,
     )  # fmt: skip
-    twin = TwinModel(ModelConfig(readout={"type": "gaussian"}), [spec])
-    truth = TwinModel(ModelConfig(readout={"type": "gaussian"}), [spec]).per_session[0]
+    model = ModelConfig(initial_input_channels=CHANNELS, readout={"type": "gaussian"})
+    twin, truth = TwinModel(model, [spec]), TwinModel(model, [spec]).per_session[0]
     places = torch.from_numpy(rng.uniform(-3, 3, (n_units, 2)).astype(np.float32))
     with torch.no_grad():
         truth.readout.mean.copy_(places)

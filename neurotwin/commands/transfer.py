@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     beside = find_checkpoint(arguments.checkpoint).parent / f"transfer_{sessions[0].session}"
     output = Path(arguments.output or beside)
     given = {"n_trials": arguments.n_trials, "minutes": arguments.minutes, "seed": arguments.seed}
+    # Curves first: what cannot have one is refused before anything is written.
+    curves = [learning_curve(twin, config, seed=arguments.seed) for config in sessions if arguments.curve]
     result = transfer(twin, sessions, tune_part=arguments.tune, add=arguments.add, **given)
     output.mkdir(parents=True, exist_ok=True)
     result.twin.save(output / "twin.safetensors")
@@ -51,11 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
     for name in result.tested:
         logger.info("session %s: its test part was not looked at; neurotwin evaluate --split test does so", name)
-    if arguments.curve:
-        for config in sessions:
-            curve = learning_curve(twin, config, seed=arguments.seed)
-            curve.write(output / f"curve_{config.session}.csv")
-            curve.plot(output / f"curve_{config.session}.png")
-            print(curve.summary())
+    for curve in curves:
+        curve.write(output / f"curve_{curve.session}.csv")
+        curve.plot(output / f"curve_{curve.session}.png")
+        print(curve.summary())
     logger.info("twin: %s, units: %s", output / "twin.safetensors", output / "units.csv")
     return 0

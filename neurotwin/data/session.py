@@ -163,6 +163,7 @@ class Session:
         self.valid = np.ones(n_bins, bool) if self.valid is None else as_booleans(self.valid, "valid")
         for key in ("stimulus_type", "split"):
             self._coded(key)
+        self._require(self._coded("stimulus_type") is not None, "stimulus_type is None; give one name, or T")
         axes = {"exposure": (1,), "true_rate": range(1, 65), "missing_pct": range(1, 65), "unit_positions": (2,)}
         for key in axes:
             if getattr(self, key) is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 import torch
@@ -123,17 +124,24 @@ class _Problem:
     """The loss of one session as a function of its parameters, and the best of them so far."""
 
     def __init__(self, module: SessionModule, root: Tensor, train: FeatureBank, val: FeatureBank) -> None:
+        basis = getattr(module.readout, "basis", None)
+        self.mixes = basis is not None
+        if self.mixes:  # the weights are of mixtures of features, which are fitted too
+            root = torch.eye(module.readout.features.shape[-1])
+        features = getattr(module.readout, "features", None)
+        if features is not None and features.ndim == 4:  # a weight for each pixel: together they vary as one weight
+            root = root / sqrt(features[0, 0].numel())
         self.module, self.train, self.val, self.root = module, train, val, root
         self.path: list[tuple[float, float]] = []
         self.best, self.penalty, self.kept = float("inf"), 0.0, {}
         infos = [info for info in describe_parameters(module) if info.part != "adapter"]
-        features = getattr(module.readout, "features", None)
         self.axis = None if features is None else (1 if features.ndim == 4 else features.ndim - 1)
         self.scale = self._scale()
         self.z = self._start(features)
         others = [i for i in infos if i.parameter is not features]
         self.free = [i.parameter for i in others if i.kind != "position"]
-        self.shrunk = [i.parameter for i in others if i.decays]
+        # A basis that shrank along with its weights would end, with them, at 0, where neither has a gradient.
+        self.shrunk = [i.parameter for i in others if i.decays and i.parameter is not basis]
         self.placed = [i.parameter for i in others if i.kind == "position"]
         self.moves = bool(self.placed)
         self.anchors = [parameter.detach().clone() for parameter in self.placed]
@@ -153,12 +161,12 @@ class _Problem:
     def _start(self, features: Tensor | None) -> Tensor:
         if features is None:
             return torch.zeros(0, requires_grad=True)
-        if isinstance(self.module.readout, GaussianEIReadout) or not isinstance(
-            self.module.readout, GaussianReadout | PointReadout | LinearReadout
-        ):  # at 0 such a readout has no gradient
+        plain = isinstance(self.module.readout, GaussianReadout | PointReadout | LinearReadout)
+        if self.mixes or not plain or isinstance(self.module.readout, GaussianEIReadout):
+            # At 0 such a readout has no gradient.
             rooted = torch.linalg.pinv(self.root)
             z = torch.tensordot(features.detach() / self._units(), rooted, ([self.axis], [1])).movedim(-1, self.axis)
-            return z.requires_grad_()
+            return z.contiguous().requires_grad_()
         return torch.zeros_like(features, requires_grad=True)
 
     def _units(self) -> Tensor:
@@ -186,7 +194,8 @@ class _Problem:
         module, readout = self.module, self.module.readout
         changed = {} if self.axis is None else {"features": self.weights()}
         if not moving and (known := self._pool(bank)) is not None:
-            drive = (known[part] * changed["features"]).sum(-1)
+            weights = changed["features"] @ readout.basis if self.mixes else changed["features"]
+            drive = (known[part] * weights).sum(-1)
             drive = drive if readout.bias is None else drive + readout.bias
         elif module.shifter is not None:
             shift = module.shifter(bank.behavior(part))

@@ -6,7 +6,14 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from ..models.readout import GaussianEIReadout, GaussianReadout, PointReadout, pooled
+from ..models.readout import (
+    FactorizedReadout,
+    GaussianEIReadout,
+    GaussianReadout,
+    PointReadout,
+    pixel_centres,
+    pooled,
+)
 from ..models.session_module import SessionModule
 from .features import FeatureBank
 
@@ -51,7 +58,8 @@ def weight_root(others: Sequence[SessionModule], readout: nn.Module, bank: Featu
 def _weighs(readout: nn.Module, channels: int) -> bool:
     """Whether the last axis of a readout's weights is that of the features."""
     features = getattr(readout, "features", None)
-    return features is not None and features.ndim < 4 and features.shape[-1] == channels
+    mixes = getattr(readout, "basis", None) is not None  # its weights are of mixtures, which differ by session
+    return features is not None and not mixes and features.ndim < 4 and features.shape[-1] == channels
 
 
 @torch.no_grad()
@@ -64,7 +72,10 @@ def look_for_positions(readout: nn.Module, root: Tensor, train: FeatureBank, val
 
     A readout without positions of its own is left as it is.
     """
-    if not isinstance(readout, GaussianReadout | PointReadout) or getattr(readout, "predictor", None) is not None:
+    if (
+        not isinstance(readout, GaussianReadout | PointReadout | FactorizedReadout)
+        or getattr(readout, "predictor", None) is not None
+    ):
         return
     train, val = train.thinned(_MOST_BINS), val.thinned(_MOST_BINS)
     mean, deviations, weight = _standardised(train)
@@ -79,6 +90,11 @@ def look_for_positions(readout: nn.Module, root: Tensor, train: FeatureBank, val
         better = error < best
         best = torch.where(better, error, best)
         places[better], widths[better] = place, width
+    if isinstance(readout, FactorizedReadout):
+        height, width = readout.mask.shape[1:]
+        away = (pixel_centres(height, width) - places[:, None, None]).square().sum(-1)
+        readout.mask.copy_((-0.5 * away / (widths[:, None, None] ** 2 + 0.5**2)).exp())
+        return
     readout.mean.copy_(places.expand_as(readout.mean))
     if isinstance(readout, GaussianReadout):
         readout.std.copy_(widths[:, None].expand_as(readout.std))
@@ -103,6 +119,8 @@ def _candidates(readout: nn.Module, size: torch.Size) -> list[tuple[Tensor, floa
     step = max(1, -(-int(sqrt(height * width)) // int(sqrt(_MOST_PLACES))))
     centres = [torch.stack([x, y]) for y in rows[step // 2 :: step] for x in columns[step // 2 :: step]]
     own = float(readout.std.detach().abs().mean()) if isinstance(readout, GaussianReadout) else 0.0
+    if isinstance(readout, FactorizedReadout):
+        own = 0.15 * max(height, width)  # as Gaussians start: 0.3 of half the map
     found = []
     for std in sorted({factor * own for factor in _WIDTHS}):
         for centre in centres:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..data.clips import has_part
 from ..data.prepare import Prepared, open_session, prepare
 from ..data.session import SessionError
 from ..metrics.table import Table
+from ..models.ensemble import Ensemble
 from ..models.twin import TwinModel
 from .checks import check_new
 from .features import feature_bank
@@ -39,9 +41,9 @@ class Transferred:
     table
         One row a unit of the new sessions, on their validation part.
     reports
-        What the fit of each new session chose, by name.
+        What the fit of each new session chose, by name; in an ensemble, by "NAME, MEMBER".
     seconds
-        Wall time of features and fits, by name of the session; "tune" for the fine-tuning.
+        Wall time of features and fits, by the same names; "tune" for the fine-tuning.
     tested
         Names of the new sessions that have a test part, which nothing here has looked at.
     """
@@ -67,7 +69,7 @@ def transfer(
     Parameters
     ----------
     twin
-        The trained twin; it is not changed.
+        The trained twin; it is not changed. Every member of an ensemble is fitted by itself.
     sessions
         Configs of the new sessions, see :func:`open_new`.
     tune_part
@@ -93,13 +95,11 @@ def transfer(
     """
     if tune_part is not None and tune_part not in TUNED:
         raise ConfigError(f"tune: no part {tune_part!r}; use one of {', '.join(TUNED)}")
-    if len(twin.members) > 1:
-        raise ConfigError(
-            f"this checkpoint is an ensemble of {len(twin.members)}; transfer each of its members, and make an ensemble of "
-            "the results"
-        )
     if add and tune_part is not None:
         raise ConfigError(f"--add keeps old readouts, which a tuned core would not suit; leave out --tune {tune_part}")
+    if len(twin.members) > 1:
+        given = {"tune_part": tune_part, "add": add, "n_trials": n_trials, "minutes": minutes, "seed": seed}
+        return _each_member(twin, sessions, **given, options=options, cache_dir=cache_dir)
     prepared = prepare(sessions)
     joined = join(twin, prepared)
     n_old = len(twin.sessions)
@@ -124,14 +124,31 @@ def transfer(
     return Transferred(twin=result, table=table, reports=reports, seconds=seconds, tested=tested)
 
 
+def _each_member(twin: TwinModel, sessions: Sequence[DatasetConfig], **given: Any) -> Transferred:
+    """Transfer each member of an ensemble; an ensemble of what they become."""
+    names = twin.names
+    parts = [transfer(member.network, sessions, **given) for member in twin.members]
+    ensemble = Ensemble([part.twin for part in parts], names).eval()
+    named = list(zip(names, parts, strict=True))
+    return Transferred(
+        twin=ensemble,
+        table=evaluate(ensemble, prepare(sessions), "val"),
+        reports={f"{key}, {name}": report for name, part in named for key, report in part.reports.items()},
+        seconds={f"{key}, {name}": time for name, part in named for key, time in part.seconds.items()},
+        tested=parts[0].tested,
+    )
+
+
 def join(twin: TwinModel, prepared: Sequence[Prepared]) -> TwinModel:
     """The twin's core and sessions, and new ones that are not fitted yet; the twin itself is not changed.
 
     Raises
     ------
     ConfigError
-        If a new session does not fit the core.
+        If a new session does not fit the core, or the twin is an ensemble.
     """
+    if len(twin.members) > 1:
+        raise ConfigError("an ensemble has several cores; give one of its members, or use transfer() for all of them")
     for session in prepared:
         check_new(twin, session.spec)
     joined = twin

@@ -14,6 +14,7 @@ from neurotwin.data.masks import lags_valid, missing_below
 from neurotwin.data.pipelines import pixel_scale, runs_of
 from neurotwin.data.prepare import outline, prepare, prepare_session
 from neurotwin.data.session import Session, SessionError
+from neurotwin.data.simulate import simulate_linear_session
 from neurotwin.data.spec import SessionSpec
 
 IDS = [10, 20, 30, 40]
@@ -404,3 +405,14 @@ def test_an_altered_source_and_a_folder_that_cannot_be_are_refused(factory, tmp_
         prepare_session(factory.configure(tmp_path), cache_dir=tmp_path / "file" / "below")
     with pytest.raises(SessionError, match="no such session file"):
         prepare_session(DatasetConfig(session="eve_01", path=str(tmp_path / "eve_01.safetensors")))
+
+
+@pytest.mark.parametrize("known", ("/old/place/linear.safetensors", None), ids=("moved", "of a pulled twin"))
+def test_recordings_that_have_moved_are_found_in_their_folder(known, tmp_path):
+    session, _ = simulate_linear_session(n_bins=6000)
+    session.save(tmp_path / "linear.safetensors")
+    config = DatasetConfig.model_validate({"session": "linear", "path": known, "keys_lags": {"stim": ["0..3"]}})
+    (prepared,) = prepare([config], data_dir=tmp_path)
+    assert prepared.n_bins == 6000
+    with pytest.raises(SessionError, match="no such session file"):
+        prepare([config], data_dir=tmp_path / "elsewhere")

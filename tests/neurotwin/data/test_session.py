@@ -84,6 +84,11 @@ def test_a_session_says_what_it_is(factory):
     assert text == "Session 'ada_01' of ada: 4 units, 7200 bins at 60 Hz (2.0 min), frames 1x5x6, types a, b"
 
 
+def test_a_session_without_a_stimulus_type_is_refused(factory):
+    with pytest.raises(SessionError, match="stimulus_type is None"):
+        factory.make_session(stimulus_type=None)
+
+
 def test_sessions_are_equal_by_value(factory):
     session = factory.full_session()
     assert session == factory.full_session() and session == copy.copy(session)

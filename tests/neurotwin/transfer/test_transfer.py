@@ -1,6 +1,8 @@
 """New sessions on a frozen core: the fit against a plain network, what stays as it was, and what is refused."""
 
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +15,15 @@ from neurotwin.data.prepare import prepare, prepare_session
 from neurotwin.data.session import Session
 from neurotwin.metrics.table import Table
 from neurotwin.models import TwinModel, load_twin
-from neurotwin.models.network import Network
+from neurotwin.models.ensemble import Ensemble
+from neurotwin.models.network import CORE_PARTS, Network
 from neurotwin.transfer import FitOptions, open_new, transfer
 from neurotwin.transfer.checks import check_new
-from neurotwin.transfer.curve import learning_curve, saturation
+from neurotwin.transfer.curve import _halves, learning_curve, saturation
 from neurotwin.transfer.features import core_key, feature_bank
 from neurotwin.transfer.fit import score_bank
 from neurotwin.transfer.transfer import fewer, join
+from neurotwin.transfer.tune import tune
 
 N_LAGS, N_BINS, N_UNITS = 3, 1200, 4
 MODEL = {
@@ -168,12 +172,71 @@ def test_old_readouts_stay_to_the_bit(trained, new):
 
 @pytest.mark.parametrize("part", ["core", "modulator", "all"])
 def test_tuning_changes_what_it_says(trained, new, part):
-    found = transfer(trained, [new[0]], options=QUICK, n_trials=4, tune_part=part)
-    old, tuned = trained.state_dict(), found.twin.state_dict()
-    changed = {name.split(".")[0] for name in tuned if name in old and not name.startswith("per_session")
-               and not torch.equal(old[name], tuned[name])}  # fmt: skip
-    assert changed <= ({"frontend", "convnet"} if part != "modulator" else set())
-    assert not any("running" in name and not torch.equal(old[name], tuned[name]) for name in tuned if name in old)
+    twin = transfer(trained, [new[0]], options=QUICK, n_trials=4).twin
+    before = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
+    tune(twin, [prepare_session(new[0])], part, learning_rate=2e-3, rounds=2)
+    changed = {name for name, tensor in twin.state_dict().items() if not torch.equal(tensor, before[name])}
+    parts = {name.split(".")[0] for name in changed}
+    assert parts == {"per_session"} | ({"frontend", "convnet"} if part != "modulator" else set())
+    assert not any("running" in name for name in changed)
+
+
+def test_tuning_keeps_what_validation_likes_best(trained, new):
+    fitted = transfer(trained, [new[0]], options=QUICK)
+    before = {name: tensor.clone() for name, tensor in fitted.twin.state_dict().items()}
+    tune(fitted.twin, [prepare_session(new[0])], "all", learning_rate=10.0, rounds=1)  # every step does harm
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fitted.twin.state_dict().items())
+    assert transfer(trained, [new[0]], options=QUICK, n_trials=4, tune_part="core").seconds["tune"] > 0
+
+
+def test_trials_that_choose_do_not_judge(new):
+    choosing, judging = (set(half.trial[half.split == 1]) for half in _halves(prepare_session(new[0])))
+    whole = prepare_session(new[0])
+    assert not choosing & judging and choosing | judging == set(whole.trial[whole.split == 1])
+
+
+def test_every_member_of_an_ensemble_is_fitted(trained, result, new, tmp_path):
+    found = transfer(Ensemble([trained, deepcopy(trained)]), [new[0]], options=QUICK)
+    assert isinstance(found.twin, Ensemble) and len(found.twin.members) == 2
+    assert list(found.reports) == ["cat_1, member 1", "cat_1, member 2"]
+    loaded = load_twin(found.twin.save(tmp_path / "both.safetensors"))
+    alone = result[0].twin.predict("cat_1").rates  # two equal members are as one
+    np.testing.assert_allclose(loaded.predict("cat_1").rates, alone, rtol=1e-5)
+    with pytest.raises(ConfigError, match="several cores"):
+        learning_curve(Ensemble([trained, trained]), new[0])
+
+
+@pytest.mark.parametrize(
+    "readout",
+    [
+        {"type": "gaussian", "params": {"rank": 2}},
+        {"type": "gaussianei"},
+        {"type": "point"},
+        {"type": "linear"},
+        {"type": "pixels"},
+        {"type": "factorized"},
+        {"type": "attention"},
+    ],
+    ids=lambda readout: "".join([readout["type"], *readout.get("params", {})]),
+)
+def test_every_readout_beats_a_constant(trained, new, readout):
+    prepared = prepare_session(new[0])
+    twin = TwinModel(ModelConfig.model_validate(MODEL | {"readout": readout}), [replace(prepared.spec, name="old")])
+    for part in CORE_PARTS:
+        getattr(twin, part).load_state_dict(getattr(trained, part).state_dict())
+    found = transfer(twin, [new[0]], options=FitOptions(penalties=(100.0, 10.0, 1.0), iterations=25, refinements=5))
+    fitted = found.twin.per_session[0]
+    bank = feature_bank(found.twin, prepared, 0, Path(new[0].path).parent / readout["type"])
+    constant = deepcopy(fitted)
+    constant.initialise(bank.part("train").statistics())
+    with torch.no_grad():
+        constant.readout.features.zero_()
+    of_fitted, of_constant = (
+        score_bank(module, bank.part("val")).evidence().sums["log_likelihood"].sum() for module in (fitted, constant)
+    )
+    assert np.isfinite([loss for _, loss in found.reports["cat_1"].path]).all()
+    # Units look at places, which the mean over the map hardly shows.
+    assert of_fitted > of_constant + (-1 if readout["type"] == "linear" else 1)
 
 
 def test_fewer_trials(new):
@@ -204,6 +267,9 @@ def test_refusals(trained, new):
     for text, change in changed.items():
         with pytest.raises(ConfigError, match=text):
             check_new(trained, replace(spec, **change))
+    for outside in ((0.0, 2550.0), (600.0, 800.0)):
+        with pytest.raises(ConfigError, match="scale the stimulus"):
+            check_new(trained, replace(spec, stimulus_range=outside))
     known = trained.sessions
     try:
         trained.sessions = tuple(replace(old, pixels_per_degree=20.0) for old in known)
