@@ -13,5 +13,6 @@ python -c 'import mkdocstrings, material, latex2mathml' 2>/dev/null ||
     python -m pip install -qq --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[docs]'
 version="$(python -c 'import neurotwin; print(neurotwin.__version__)')"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" NO_MKDOCS_2_WARNING=1
-python -m mkdocs build --quiet --strict --site-dir "site/$version" "$@"
+# Not --quiet: it hides warnings from --strict as well.
+python -m mkdocs build --strict --site-dir "site/$version" "$@"
 echo "site/$version/index.html"

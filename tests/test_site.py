@@ -63,7 +63,8 @@ def test_docstrings_become_markdown() -> None:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as docs/build.sh builds it, but without running the gallery, which tests/test_gallery.py does."""
     folder = tmp_path_factory.mktemp("site") / neurotwin.__version__
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    # Not --quiet: it hides warnings from --strict as well.
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = {"GALLERY": "no", "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr
