@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..analysis.report import summary_text
 from ..checkpoint_file import find_checkpoint
+from ..config import ConfigError
 from ..models import load_twin
 from ..transfer import open_new, transfer
 from ..transfer.curve import learning_curve
@@ -34,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit new sessions on the core of a checkpoint; write the twin and the table of its units."""
+    if arguments.curve and (arguments.n_trials or arguments.minutes or arguments.tune):
+        raise ConfigError("--curve fits growing parts of all data; leave out --n_trials, --minutes and --tune")
     twin = load_twin(arguments.checkpoint)
     sessions = open_new(twin, arguments.sessions, data_dir=arguments.data_dir)
     beside = find_checkpoint(arguments.checkpoint).parent / f"transfer_{sessions[0].session}"

@@ -12,6 +12,7 @@ import scipy
 
 from ..config import DatasetConfig
 from ..data.prepare import Prepared, prepare_session
+from ..data.session import SessionError
 from ..files import replacing
 from ..metrics.table import summarize
 from ..models.twin import TwinModel
@@ -132,7 +133,7 @@ def learning_curve(
     config
         Of the new session.
     fractions
-        Parts of the training trials.
+        Parts of the training trials; at least two trials each, and no amount twice.
     n_seeds, seed
         Fits of each part but the whole, with other trials; the seed of the first.
     metric
@@ -142,6 +143,11 @@ def learning_curve(
     """
     metric = metric or "correlation"
     prepared = prepare_session(config)
+    usable = np.asarray(prepared.n_valid) > 0
+    if len(np.unique(prepared.trial[(prepared.split == 1) & usable])) < 2:
+        raise SessionError(
+            f"session {prepared.name}: a curve needs two validation trials, one to choose penalties and one to score"
+        )
     joined, index = join(twin, [prepared]), len(twin.sessions)
     bank = feature_bank(joined, prepared, index, cache_folder(config, cache_dir))
     choosing, judging = _halves(prepared)
@@ -149,8 +155,8 @@ def learning_curve(
     trials = np.unique(choosing.trial[(choosing.split == 0) & (np.asarray(choosing.n_valid) > 0)])
     module, rows = joined.per_session[index], []
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    for fraction in fractions:
-        n_trials = max(2, round(fraction * len(trials)))
+    amounts = sorted({min(len(trials), max(2, round(fraction * len(trials)))) for fraction in fractions})
+    for n_trials in amounts:
         for own in range(seed, seed + (n_seeds if n_trials < len(trials) else 1)):
             part = fewer(choosing, n_trials=n_trials, seed=own)
             module.load_state_dict(start)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.clips import stream, usable_runs
 from ..data.prepare import Prepared
-from ..data.session import SPLITS
+from ..data.session import SPLITS, SessionError
 from ..files import replacing
 from ..likelihoods import ResponseStatistics
 from ..models.network import CORE_PARTS, Streamer, evaluating
@@ -144,7 +144,13 @@ def feature_bank(twin: TwinModel, prepared: Prepared, index: int, folder: str | 
     bins = bins[np.asarray(prepared.n_valid)[bins] > 0]
     if not path.exists():
         _compute(twin, prepared, index, bins, path)
-    return FeatureBank(prepared=prepared, features=np.load(path, mmap_mode="r", allow_pickle=False), bins=bins)
+    try:
+        features = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise SessionError(f"{path}: cannot be read ({error}); delete it, it will be computed again") from None
+    if len(features) != len(bins):
+        raise SessionError(f"{path}: {len(features)} rows for {len(bins)} bins; delete it, it will be computed again")
+    return FeatureBank(prepared=prepared, features=features, bins=bins)
 
 
 @torch.inference_mode()

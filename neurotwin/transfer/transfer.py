@@ -101,6 +101,12 @@ def transfer(
         given = {"tune_part": tune_part, "add": add, "n_trials": n_trials, "minutes": minutes, "seed": seed}
         return _each_member(twin, sessions, **given, options=options, cache_dir=cache_dir)
     prepared = prepare(sessions)
+    for session in prepared:
+        if not has_part(session, "val"):
+            raise SessionError(
+                f"session {session.name}: has no validation part, which chooses the penalty; set train_val_split "
+                "below 1, or label bins or trials for validation"
+            )
     joined = join(twin, prepared)
     n_old = len(twin.sessions)
     reports, seconds, used = {}, {}, []
@@ -212,6 +218,7 @@ def _like_known(twin: TwinModel, path: Path) -> DatasetConfig:
         )
     sampling = DatasetConfig(sampling=rates).sampling if round(ratio) > 1 else None
     new = {"session": path.stem, "subject": recording.subject, "path": str(path.resolve()), "cids": None, "units": {}}
+    new |= dict.fromkeys(("visual", "qcmissing", "qccontam", "cidsqc", "cids_qc", "snr"), ()) | {"eye": ""}
     return spec.config.model_copy(update=new | {"sampling": sampling, "types": types})
 
 

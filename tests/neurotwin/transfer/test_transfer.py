@@ -1,5 +1,6 @@
 """New sessions on a frozen core: the fit against a plain network, what stays as it was, and what is refused."""
 
+import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from neurotwin.cli import main
 from neurotwin.clip import Clip
 from neurotwin.config import ConfigError, ModelConfig, load_dataset_configs
 from neurotwin.data.prepare import prepare, prepare_session
-from neurotwin.data.session import Session
+from neurotwin.data.session import Session, SessionError
 from neurotwin.metrics.table import Table
 from neurotwin.models import TwinModel, load_twin
 from neurotwin.models.ensemble import Ensemble
@@ -254,6 +255,39 @@ def test_fewer_trials(new):
         fewer(prepared, n_trials=1000)
     with pytest.raises(ConfigError, match="--minutes"):
         fewer(prepared, minutes=1e3)
+
+
+def test_a_session_that_cannot_choose_a_penalty_is_refused_before_it_is_fitted(trained, new, monkeypatch):
+    """Without validation bins every penalty is as good, and the strongest would win without a word."""
+    monkeypatch.setattr(sys.modules["neurotwin.transfer.transfer"], "fit_session", None)
+    with pytest.raises(SessionError, match="no validation part"):
+        transfer(trained, [new[0].model_copy(update={"train_val_split": 1.0})])
+
+
+def test_a_curve_needs_two_validation_trials_and_fits_no_amount_twice(trained, new, monkeypatch):
+    n_trials = len(np.unique(prepare_session(new[0]).trial))
+    few = new[0].model_copy(update={"train_val_split": 1 - 1 / n_trials})
+    with pytest.raises(SessionError, match="two validation trials"):
+        learning_curve(trained, few)
+    monkeypatch.setattr("neurotwin.transfer.curve.fit_session", lambda *_: None)
+    found = learning_curve(trained, new[0], fractions=(0.001, 0.002, 0.01, 1.0), n_seeds=2)
+    assert found.n_trials.tolist()[:2] == [2, 2] and (found.n_trials > 2).sum() == 1
+
+
+def test_a_file_of_features_that_was_cut_is_refused(trained, new, tmp_path):
+    prepared = prepare_session(new[0])
+    joined = trained.add_session(prepared.spec)
+    rows = np.array(feature_bank(joined, prepared, len(trained.sessions), tmp_path).features)
+    (path,) = tmp_path.glob("*.features.npy")
+    path.unlink()  # it is mapped
+    np.save(path, rows[:-3])
+    with pytest.raises(SessionError, match="delete it"):
+        feature_bank(joined, prepared, len(trained.sessions), tmp_path)
+    part = path.read_bytes()[:500]
+    path.unlink()
+    path.write_bytes(part)
+    with pytest.raises(SessionError, match="delete it"):
+        feature_bank(joined, prepared, len(trained.sessions), tmp_path)
 
 
 def test_refusals(trained, new):
