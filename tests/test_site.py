@@ -3,11 +3,11 @@
 import json
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,35 +105,22 @@ def test_links_of_the_site_lead_somewhere(site: Path) -> None:
 @needs_mkdocs
 @pytest.mark.slow
 @pytest.mark.parametrize("width", (400, 1400))
-def test_the_site_is_searched_from_the_disk_and_asks_no_server(site: Path, width: int) -> None:
-    webdriver = pytest.importorskip("selenium.webdriver")
+def test_the_site_is_searched_from_the_disk_and_asks_no_server(site: Path, chromium: Any, width: int) -> None:
     wait = pytest.importorskip("selenium.webdriver.support.wait")
-    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("no Chromium with its driver here (apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        for page in ("experiments.html", "api/neurotwin.models.html", "index.html"):
-            chromium.get(f"file://{site / page}")
-            assert chromium.execute_script("return document.documentElement.scrollWidth") <= width, page
-        chromium.execute_script("document.querySelector('label[for=__search]').click()")
-        box = chromium.find_element("css selector", "input.md-search__input")
-        chromium.execute_script("arguments[0].focus()", box)
-        box.send_keys("leave frames out")
-        found = wait.WebDriverWait(chromium, 60).until(
-            lambda one: one.find_elements("css selector", "a.md-search-result__link")
-        )
-        assert all((site / link.get_attribute("href").split(f"{site}/")[1].split("?")[0]).exists() for link in found)
-        assert [entry for entry in chromium.get_log("browser") if entry["level"] != "DEBUG"] == []
-        events = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
-        asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-        assert not [url for url in asked if not url.startswith(("file:", "data:"))]
-    finally:
-        chromium.quit()
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for page in ("experiments.html", "api/neurotwin.models.html", "index.html"):
+        chromium.get(f"file://{site / page}")
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width, page
+    chromium.execute_script("document.querySelector('label[for=__search]').click()")
+    box = chromium.find_element("css selector", "input.md-search__input")
+    chromium.execute_script("arguments[0].focus()", box)
+    box.send_keys("leave frames out")
+    found = wait.WebDriverWait(chromium, 60).until(
+        lambda one: one.find_elements("css selector", "a.md-search-result__link")
+    )
+    assert all((site / link.get_attribute("href").split(f"{site}/")[1].split("?")[0]).exists() for link in found)
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] != "DEBUG"] == []
+    events = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]

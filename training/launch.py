@@ -22,7 +22,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 
 from neurotwin.errors import UserError
 
-from .flags import choose_devices
+from .devices import choose_devices
 
 __all__ = ["Launch", "LaunchError", "StartedProcesses", "read_launch"]
 

@@ -60,7 +60,8 @@ from .callbacks import (
     annealed,
 )
 from .checkpoints import SafeCheckpoint, latest_checkpoint
-from .flags import Arguments, choose_precision, without_effect
+from .devices import choose_precision
+from .flags import Arguments, without_effect
 from .launch import Launch, LaunchError, read_launch
 from .pl_modules import NonFiniteLossError
 from .pl_modules.pretrained import open_pretrained

@@ -145,7 +145,7 @@ def check_parts(twin: TwinModel, prepared: Prepared) -> None:
     """
     own = twin.sessions[known_session(twin, prepared)]
     (seen,) = prepare([own.config.model_copy(update={"path": prepared.spec.config.path})])
-    trained = np.unique(seen.trial[(np.asarray(seen.split) == SPLITS.index("train")) & (seen.n_valid > 0)])
+    trained = seen.trials("train")
     held_out = np.unique(prepared.trial[np.asarray(prepared.split) > SPLITS.index("train")])
     if len(both := np.intersect1d(trained, held_out)):
         raise EvaluationError(

@@ -190,19 +190,18 @@ class ClipTable:
 
     def count(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(N,) number of valid (bin, unit) pairs of each clip; of an unlabelled table, of all pairs."""
+        found = self.locate(rows)
         if self.unlabelled:
-            found = self.locate(rows)
             return (found.stop - found.start) * np.array([one.n_units for one in self.sessions])[found.session]
-        return self._summed(rows, "n_valid").astype(np.int64)
+        return self._summed(found, "n_valid").astype(np.int64)
 
     def contrast(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(N,) mean contrast of the frames of each clip's predicted bins."""
         found = self.locate(rows)
-        return self._summed(rows, "contrast") / (found.stop - found.start)
+        return self._summed(found, "contrast") / (found.stop - found.start)
 
-    def _summed(self, rows: np.ndarray | None, key: str) -> np.ndarray:
+    def _summed(self, found: Located, key: str) -> np.ndarray:
         """(N,) sums over the bins of each clip of a value that each bin has."""
-        found = self.locate(rows)
         sums = np.empty(len(found.start))
         for index in np.unique(found.session):
             here = np.flatnonzero(found.session == index)

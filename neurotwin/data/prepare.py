@@ -121,6 +121,10 @@ class Prepared:
         """Number of units to fit, U."""
         return self.responses.shape[1]
 
+    def trials(self, split: str) -> np.ndarray:
+        """Trials that have a valid response in a part, sorted."""
+        return np.unique(self.trial[(np.asarray(self.split) == SPLITS.index(split)) & (np.asarray(self.n_valid) > 0)])
+
     def median_behavior(self) -> np.ndarray:
         """Median of each behaviour variable over the training bins, (K,), in the units that the model sees."""
         return np.median(self.behavior[np.asarray(self.split) == SPLITS.index("train")], axis=0)

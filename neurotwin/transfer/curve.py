@@ -143,8 +143,7 @@ def learning_curve(
     """
     metric = metric or "correlation"
     prepared = prepare_session(config)
-    usable = np.asarray(prepared.n_valid) > 0
-    if len(np.unique(prepared.trial[(prepared.split == 1) & usable])) < 2:
+    if len(prepared.trials("val")) < 2:
         raise SessionError(
             f"session {prepared.name}: a curve needs two validation trials, one to choose penalties and one to score"
         )
@@ -152,7 +151,7 @@ def learning_curve(
     bank = feature_bank(joined, prepared, index, cache_folder(config, cache_dir))
     choosing, judging = _halves(prepared)
     judge = replace(bank, prepared=judging).part("val")
-    trials = np.unique(choosing.trial[(choosing.split == 0) & (np.asarray(choosing.n_valid) > 0)])
+    trials = choosing.trials("train")
     module, rows = joined.per_session[index], []
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     amounts = sorted({min(len(trials), max(2, round(fraction * len(trials)))) for fraction in fractions})
@@ -229,8 +228,7 @@ def _saturating(minutes: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
 
 def _halves(prepared: Prepared) -> tuple[Prepared, Prepared]:
     """The session with every second validation trial, and with the others."""
-    trials = np.unique(prepared.trial[(prepared.split == 1) & (np.asarray(prepared.n_valid) > 0)])
-    halves = []
+    trials, halves = prepared.trials("val"), []
     for number in range(2):
         split = np.array(prepared.split)
         split[(split == 1) & ~np.isin(prepared.trial, trials[number::2])] = -1

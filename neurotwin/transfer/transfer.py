@@ -118,7 +118,6 @@ def transfer(
         used.append(part)
         reports[session.name] = fit_session(joined, index, replace(bank, prepared=part), options)
         seconds[session.name] = time.perf_counter() - start
-    names = [session.name for session in prepared]
     result = joined if add else joined.without([spec.name for spec in twin.sessions])
     if tune_part is not None:
         start = time.perf_counter()
@@ -126,7 +125,7 @@ def transfer(
         seconds["tune"] = time.perf_counter() - start
     result.eval()
     table = evaluate(result, prepared, "val")
-    tested = tuple(name for name, session in zip(names, prepared, strict=True) if has_part(session, "test"))
+    tested = tuple(session.name for session in prepared if has_part(session, "test"))
     return Transferred(twin=result, table=table, reports=reports, seconds=seconds, tested=tested)
 
 
@@ -237,9 +236,9 @@ def fewer(
     if n_trials is None and minutes is None:
         return prepared
     split, rng = np.array(prepared.split), np.random.default_rng(seed)
-    usable = np.asarray(prepared.n_valid) > 0
-    train = rng.permutation(np.unique(prepared.trial[(split == 0) & usable]))
-    lengths = np.array([np.count_nonzero((prepared.trial == t) & (split == 0)) for t in train])
+    train = rng.permutation(prepared.trials("train"))
+    shown, bins = np.unique(prepared.trial[split == 0], return_counts=True)
+    lengths = bins[np.searchsorted(shown, train)]
     recorded = np.cumsum(lengths) / prepared.spec.bin_rate / 60
     kept = n_trials if n_trials is not None else int(np.searchsorted(recorded, minutes * (1 - 1e-9))) + 1
     if kept < 1 or kept > len(train):
@@ -247,7 +246,7 @@ def fewer(
             f"session {prepared.name}: has {len(train)} training trials of {recorded[-1]:.3g} minutes together; ask "
             f"for fewer ({'--n_trials' if n_trials is not None else '--minutes'})"
         )
-    val = rng.permutation(np.unique(prepared.trial[(split == 1) & usable]))
+    val = rng.permutation(prepared.trials("val"))
     choosing = min(len(val), max(2, round(len(val) * kept / len(train))))
     split[(split == 0) & ~np.isin(prepared.trial, train[:kept])] = -1
     split[(split == 1) & ~np.isin(prepared.trial, val[:choosing])] = -1

@@ -18,7 +18,7 @@ from training import train_ddp_multidataset as script
 from training.averaging import WeightAverage
 from training.callbacks import CurriculumCallback, MetricsFile, ModelLogging, TimeBudgetCallback
 from training.checkpoints import SafeCheckpoint
-from training.flags import choose_devices, choose_precision
+from training.devices import choose_devices, choose_precision
 from training.processes import GradientSumStrategy
 from training.samplers import ContrastWeightedSampler
 

@@ -3,35 +3,12 @@
 Needs Chromium, its driver and the package selenium; where one is missing, these tests are skipped.
 """
 
-import shutil
-
 import pytest
 
 from neurotwin.analysis.report import load_run
 from neurotwin.analysis.report_page import html_page
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install -e '.[dev]')")
-service = pytest.importorskip("selenium.webdriver.chrome.service")
-
 CSS = "css selector"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A headless Chromium that keeps its console."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("no Chromium with its driver here (apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    # --no-sandbox: containers run as root, where Chromium refuses its sandbox; the page is our own.
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=service.Service(driver))
-    yield session
-    session.quit()
 
 
 @pytest.fixture(scope="module")
