@@ -225,20 +225,21 @@ def make_record(
     }  # fmt: skip
 
 
-def trainer_settings(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
+def trainer_settings(arguments: Arguments, launch: Launch) -> dict[str, Any]:
     """What Lightning's loop is told of processes, precision and steps."""
+    precision = choose_precision(arguments.precision, launch.accelerator, given="precision" in arguments.given)
     return {
         "accelerator": launch.accelerator, "devices": launch.devices, "num_nodes": launch.num_nodes,
         "plugins": [launch.environment], "strategy": GradientSumStrategy() if launch.n_processes > 1 else "auto",
-        "precision": choose_precision(arguments.precision, launch.accelerator), "max_epochs": arguments.max_epochs,
-        "gradient_clip_val": arguments.gradient_clip_val or None, "num_sanity_val_steps": 0,
+        "precision": precision, "max_epochs": arguments.max_epochs, "num_sanity_val_steps": 0,
+        "gradient_clip_val": arguments.gradient_clip_val or None,
         "accumulate_grad_batches": arguments.accumulate_grad_batches, "use_distributed_sampler": False,
         "enable_model_summary": False,
     }  # fmt: skip
 
 
 def make_trainer(
-    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, merit: str,
+    arguments: Arguments, launch: Launch, folder: Path, name: str, merit: str,
     callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:  # fmt: skip
     """Lightning's loop, with the processes that were launched; the best checkpoint is that of the largest `merit`."""
