@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..data.session import SessionError
 from ..metrics.sums import Sums
 from ..models.network import evaluating
 from ..models.parameters import describe_parameters
@@ -85,6 +86,11 @@ def fit_session(twin: TwinModel, index: int, bank: FeatureBank, options: FitOpti
         Its features.
     options
         See :class:`FitOptions`.
+
+    Raises
+    ------
+    SessionError
+        If no fit has a finite validation loss.
     """
     options = FitOptions() if options is None else options
     train, val = bank.part("train").thinned(options.most_bins), bank.part("val").thinned(options.most_bins)
@@ -237,6 +243,11 @@ class _Problem:
                 self.kept = {id(p): p.detach().clone() for p in self._all()}
             if worse == 2:
                 break
+        if not self.kept:
+            raise SessionError(
+                f"session {self.val.prepared.name}: no fit has a finite loss on its validation part; look for values "
+                "that are not finite, or far too large, in its responses and behaviour (neurotwin inspect)"
+            )
 
     def _descend(self, penalty: float, iterations: int, moving: bool) -> None:
         leaves = [self.z, *self.free, *(self.placed if moving else [])]
