@@ -17,13 +17,15 @@ from ..data.prepare import Prepared
 from ..data.session import SPLITS, SessionError
 from ..likelihoods import ResponseStatistics
 from ..models.network import CORE_PARTS, Streamer, evaluating
+from ..models.session_module import SessionModule
 from ..models.twin import TwinModel
 from ..tensorfile import TensorFileError, load_arrays, save_arrays
 
-__all__ = ["FeatureBank", "core_key", "feature_bank"]
+__all__ = ["FeatureBank", "core_key", "feature_bank", "row_parts"]
 
 logger = logging.getLogger(__name__)
 
+_VALUES = 1 << 25  # of features, or of features of units, that are worked on together
 _HALF = 1 << 28  # bytes of float32 above which features are kept as float16
 _LARGEST_HALF = 6e4
 _PARTS = ("train", "val")
@@ -112,6 +114,13 @@ class _Rows:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         return self.array[self.index[part]]
+
+
+def row_parts(bank: FeatureBank, module: SessionModule) -> list[slice]:
+    """Slices of the rows of a bank that fit in memory, for all units of a session."""
+    each = max(int(np.prod(bank.features.shape[1:])), module.likelihood.n_units * bank.features.shape[1], 1)
+    size = max(1, _VALUES // each)
+    return [slice(first, min(first + size, len(bank))) for first in range(0, len(bank), size)]
 
 
 def core_key(twin: TwinModel, index: int) -> str:

@@ -191,7 +191,7 @@ def test_a_part_that_the_twin_lacks_is_not_tuned(trained, new, monkeypatch):
     """Readouts alone would be tuned, without a word, where a modulator was asked for."""
     monkeypatch.setattr(sys.modules["neurotwin.transfer.transfer"], "fit_session", None)
     for twin in (trained, Ensemble([trained, trained])):
-        with pytest.raises(ConfigError, match="--tune modulator: the model has no modulator.*use one of core, all"):
+        with pytest.raises(ConfigError, match=r"--tune modulator: the model has no modulator.*use one of core, all"):
             transfer(twin, [new[0]], tune_part="modulator")
     with pytest.raises(ConfigError, match="no such part"):
         transfer(trained, [new[0]], tune_part="readout")
