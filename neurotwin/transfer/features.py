@@ -25,7 +25,9 @@ __all__ = ["FeatureBank", "core_key", "feature_bank", "row_parts"]
 
 logger = logging.getLogger(__name__)
 
+_FORMAT = "neurotwin-features-1"
 _VALUES = 1 << 25  # of features, or of features of units, that are worked on together
+_ROWS = 4096  # whose responses are summed together
 _HALF = 1 << 28  # bytes of float32 above which features are kept as float16
 _LARGEST_HALF = 6e4
 _PARTS = ("train", "val")
@@ -93,14 +95,17 @@ class FeatureBank:
 
     def statistics(self) -> ResponseStatistics:
         """Mean, variance and share of zeros of each unit in these rows: what a fit starts from."""
-        y, mask, exposure = self.target()
-        y, mask = y[:, 0].double(), mask[:, 0]
-        e = torch.ones_like(y) if exposure is None else exposure[:, 0].double().expand_as(y)
-        bins = mask.sum(0).clamp_min(1)
-        shown = torch.where(mask, e, 0).sum(0).clamp_min(1e-12)
-        mean = torch.where(mask, y, 0).sum(0) / shown
-        variance = (torch.where(mask, y.square() / e, 0).sum(0) - mean.square() * shown) / bins
-        return ResponseStatistics(mean, variance.clamp_min(0), (mask & (y <= 0)).sum(0) / bins)
+        sums = torch.zeros(5, self.prepared.n_units, dtype=torch.float64)
+        for first in range(0, len(self), _ROWS):
+            y, mask, exposure = self.target(slice(first, first + _ROWS))
+            y, mask = y[:, 0].double(), mask[:, 0]
+            e = torch.ones_like(y) if exposure is None else exposure[:, 0].double().expand_as(y)
+            terms = (torch.ones_like(y), e, y, y.square() / e, (y <= 0).double())
+            sums += torch.stack([torch.where(mask, term, 0).sum(0) for term in terms])
+        bins, shown = sums[0].clamp_min(1), sums[1].clamp_min(1e-12)
+        mean = sums[2] / shown
+        variance = (sums[3] - mean.square() * shown) / bins
+        return ResponseStatistics(mean, variance.clamp_min(0), sums[4] / bins)
 
 
 class _Rows:
@@ -127,7 +132,7 @@ def core_key(twin: TwinModel, index: int) -> str:
     """Hash of all that the features of a session depend on: weights, running statistics, config and adapter."""
     digest = hashlib.sha256()
     config = twin.config.model_dump(mode="json", by_alias=True)
-    known = [config.get(part) for part in ("adapter", *CORE_PARTS)]
+    known = [_FORMAT, *(config.get(part) for part in ("adapter", *CORE_PARTS))]
     spec = twin.sessions[index]
     known += [spec.config.model_dump(mode="json", by_alias=True).get("adapter"), spec.pixel_scale]
     digest.update(json.dumps(known, sort_keys=True, default=str).encode())
@@ -202,5 +207,5 @@ def _compute(
                 valid = sample.target.mask.any(-1).cpu()
                 at = (sample.clip.bins.cpu()[:, None] + torch.arange(sample.clip.length))[valid]
                 stored[np.searchsorted(bins, at.numpy())] = x.movedim(1, 2).cpu()[valid].numpy()
-        save_arrays(path, {"features": stored}, {"format": "neurotwin-features-1"})
+        save_arrays(path, {"features": stored}, {"format": _FORMAT})
     return True
