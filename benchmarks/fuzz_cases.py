@@ -26,6 +26,7 @@ from neurotwin.data.session import Session
 from neurotwin.data.spec import SessionSpec
 from neurotwin.metrics.table import Table
 from neurotwin.models import TwinModel, load_twin
+from neurotwin.transfer.features import feature_bank
 from training.checkpoints import latest_checkpoint
 from training.flags import FLAGS, parse_arguments, without_effect
 from training.launch import read_launch
@@ -81,6 +82,9 @@ class Lab:
         self.content = {name: (folder / name).read_bytes() for name in READERS if (folder / name).exists()}
         (self.cached,) = (folder / "prepared").glob("*.safetensors")
         self.content["prepared"] = self.cached.read_bytes()
+        feature_bank(self.twin, self.sessions[0], 0, folder / "features")
+        (self.features,) = (folder / "features").iterdir()
+        self.content["features"] = self.features.read_bytes()
         self.content["session"] = path.read_bytes()
 
 
@@ -382,7 +386,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "dataset.yaml": load_dataset_configs,
 }
 """How each file is read."""
-_SEALED = ("twin.safetensors", "last.ckpt", "session", "prepared")
+_SEALED = ("twin.safetensors", "last.ckpt", "session", "prepared", "features")
 
 
 def damaged_file(lab: Lab, random: Random) -> tuple[str, Attempt]:
@@ -397,6 +401,12 @@ def damaged_file(lab: Lab, random: Random) -> tuple[str, Attempt]:
                 prepare([lab.config], cache_dir=lab.folder / "prepared")
             finally:
                 lab.cached.write_bytes(lab.content[name])
+        elif name == "features":
+            lab.features.write_bytes(content)
+            try:
+                feature_bank(lab.twin, lab.sessions[0], 0, lab.folder / "features")
+            finally:
+                lab.features.write_bytes(lab.content[name])
         elif name == "session":
             path = lab.folder / "session_tried.safetensors"
             path.write_bytes(content)

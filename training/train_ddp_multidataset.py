@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -33,6 +32,7 @@ from neurotwin.config import (
     ConfigError,
     ModelConfig,
     TrainingConfig,
+    dump_yaml,
     load_dataset_configs,
     load_model_config,
     noticing,
@@ -340,7 +340,7 @@ def write_record(folder: Path, record: dict[str, Any], config: ModelConfig, data
         ("model.yaml", config.model_dump(mode="json", by_alias=True)),
         ("datasets.yaml", {config.session: config.model_dump(mode="json", by_alias=True) for config in data.configs}),
     ):
-        write_text(folder / file, yaml.safe_dump(value, sort_keys=False))
+        write_text(folder / file, dump_yaml(value))
     write_json(folder / "run.json", record)
 
 

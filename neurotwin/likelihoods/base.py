@@ -129,7 +129,18 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def nll(self, rates: Tensor, responses: Tensor, mask: Tensor, exposure: Tensor | None = None) -> Tensor:
-        """Sum of −:meth:`log_likelihood` over valid responses: the loss, to be divided by their number.
+        """Sum of :meth:`losses`: the loss, to be divided by the number of valid responses.
+
+        Returns
+        -------
+        Tensor
+            A scalar in nats: float32, or float64 if the rates are.
+        """
+        total = self.losses(rates, responses, mask, exposure).sum()
+        return total.to(torch.promote_types(rates.dtype, torch.float32))
+
+    def losses(self, rates: Tensor, responses: Tensor, mask: Tensor, exposure: Tensor | None = None) -> Tensor:
+        """−:meth:`log_likelihood` of each valid response, 0 of the others, (..., U) nats.
 
         Masked responses and their rates change neither the value nor its gradient, even where they are NaN or infinite.
 
@@ -139,11 +150,6 @@ class Likelihood(nn.Module):
             As for :meth:`log_prob`.
         mask
             (..., U) or (..., 1), true where a response is valid.
-
-        Returns
-        -------
-        Tensor
-            A scalar in nats: float32, or float64 if the rates are.
         """
         valid = mask.bool().expand(responses.shape)
         rate, response = self.filler
@@ -153,7 +159,7 @@ class Likelihood(nn.Module):
         if exposure is not None:
             exposure = torch.where(valid, exposure, 1.0)
         terms = -self.log_likelihood(rates, responses, exposure)
-        return torch.where(valid, terms, 0.0).sum().to(rates.dtype)
+        return torch.where(valid, terms, 0.0)
 
     def cross_entropy(self, rates: Tensor, expected: Tensor) -> Tensor:
         """The mean of −:meth:`log_likelihood` over responses whose expectation is known, (..., U).

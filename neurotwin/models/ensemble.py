@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..checkpoint_file import CheckpointError
 from ..clip import Clip
 from ..config import define
+from ..data.spec import SessionSpec
 from ..likelihoods import Likelihood
 from ..tensorfile import format_fault
 from .network import Member, mean_of
@@ -177,6 +178,14 @@ class Ensemble(TwinModel):
         if fault := format_fault(description.get("format"), ENSEMBLE_FORMAT, "make it anew"):
             raise CheckpointError(fault)
         return cls([TwinModel.from_description(member) for member in description["members"]], description["names"])
+
+    def add_session(self, spec: SessionSpec) -> "Ensemble":
+        """An ensemble of the members with one more session each; see :meth:`TwinModel.add_session`."""
+        return type(self)([member.add_session(spec) for member in self.networks], self.names).train(self.training)
+
+    def without(self, sessions: Sequence[str]) -> "Ensemble":
+        """An ensemble of the members without some sessions; see :meth:`TwinModel.without`."""
+        return type(self)([member.without(sessions) for member in self.networks], self.names).train(self.training)
 
     def _only(self, number: int) -> "Ensemble":
         ensemble = type(self).__new__(type(self))

@@ -1,19 +1,21 @@
 """Twins from files: saved models and training checkpoints, compared with their checksums and never run as code."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoint_file import CheckpointError, find_checkpoint, read_checkpoint
 from ..config import DatasetConfig, ModelConfig, noticing
 from ..data.prepare import outline
-from ..tensorfile import TensorFileError, load_arrays
+from ..tensorfile import TensorFileError, format_fault, load_arrays
 from .ensemble import ENSEMBLE_FORMAT, Ensemble
-from .twin import TwinModel
+from .twin import TWIN_FORMAT, TwinModel
 
-__all__ = ["check_run", "load_twin"]
+__all__ = ["READERS", "check_run", "load_twin"]
 
 
 def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
@@ -52,9 +54,12 @@ def load_twin(path: str | Path) -> TwinModel:
             arrays, metadata = load_arrays(path)
             text, weights = metadata["twin"], {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         description = json.loads(text)
-        kind = Ensemble if str(description.get("format")).startswith(ENSEMBLE_FORMAT[:-1]) else TwinModel
-        twin = kind.from_description(description)
-        twin.load_state_dict(weights)
+        found = str(description.get("format"))
+        if found not in READERS:
+            of_ensemble = found.startswith(ENSEMBLE_FORMAT.rstrip("0123456789"))
+            current, cure = (ENSEMBLE_FORMAT, "make it anew") if of_ensemble else (TWIN_FORMAT, "train it anew")
+            raise CheckpointError(format_fault(found, current, cure))
+        twin = READERS[found](description, weights)
     except CheckpointError as error:
         text = str(error)
         raise CheckpointError(text if text.startswith(str(path)) else f"{path}: {text}") from None
@@ -64,3 +69,26 @@ def load_twin(path: str | Path) -> TwinModel:
         text = " ".join(str(error).split())
         raise CheckpointError(f"{path}: not a model that can be loaded: {type(error).__name__}: {text}") from None
     return twin.eval()
+
+
+def _read_twin(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> TwinModel:
+    twin = TwinModel.from_description(description)
+    twin.load_state_dict(weights)
+    return twin
+
+
+def _read_ensemble(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Ensemble:
+    ensemble = Ensemble.from_description(description)
+    ensemble.load_state_dict(weights)
+    return ensemble
+
+
+READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], TwinModel]] = {
+    TWIN_FORMAT: _read_twin,
+    ENSEMBLE_FORMAT: _read_ensemble,
+}
+"""What opens a twin of each format, from its description and weights.
+
+Whoever changes the format gives it the next number, keeps the reader of the one before, which brings its description
+and weights to the new form, and adds a file of it with its golden predictions to `tests/data/formats`.
+"""

@@ -10,10 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import scipy
 
-from ..config import DatasetConfig
+from ..config import ConfigError, DatasetConfig, nearest
 from ..data.prepare import Prepared, prepare_session
 from ..data.session import SessionError
 from ..files import replacing
+from ..metrics.definitions import metrics
 from ..metrics.table import summarize
 from ..models.twin import TwinModel
 from .features import feature_bank
@@ -140,8 +141,17 @@ def learning_curve(
         Name of a figure; default: the correlation with the responses.
     options, cache_dir
         As for :func:`~neurotwin.transfer.transfer.transfer`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such figure, the session does not fit the core, or the twin is an ensemble.
+    SessionError
+        If the session has fewer than two validation trials.
     """
     metric = metric or "correlation"
+    if metric not in metrics():
+        raise ConfigError(f"metric: there is no figure {metric!r}; {nearest(metric, list(metrics()))}")
     prepared = prepare_session(config)
     if len(prepared.trials("val")) < 2:
         raise SessionError(
@@ -149,6 +159,7 @@ def learning_curve(
         )
     joined, index = join(twin, [prepared]), len(twin.sessions)
     bank = feature_bank(joined, prepared, index, cache_folder(config, cache_dir))
+    joined.cpu()
     choosing, judging = _halves(prepared)
     judge = replace(bank, prepared=judging).part("val")
     trials = choosing.trials("train")

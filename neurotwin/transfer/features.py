@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import logging
+import tempfile
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,19 @@ from torch import Tensor
 from ..data.clips import stream, usable_runs
 from ..data.prepare import Prepared
 from ..data.session import SPLITS, SessionError
-from ..files import replacing
 from ..likelihoods import ResponseStatistics
 from ..models.network import CORE_PARTS, Streamer, evaluating
+from ..models.session_module import SessionModule
 from ..models.twin import TwinModel
+from ..tensorfile import TensorFileError, load_arrays, save_arrays
 
-__all__ = ["FeatureBank", "core_key", "feature_bank"]
+__all__ = ["FeatureBank", "core_key", "feature_bank", "row_parts"]
 
+logger = logging.getLogger(__name__)
+
+_FORMAT = "neurotwin-features-1"
+_VALUES = 1 << 25  # of features, or of features of units, that are worked on together
+_ROWS = 4096  # whose responses are summed together
 _HALF = 1 << 28  # bytes of float32 above which features are kept as float16
 _LARGEST_HALF = 6e4
 _PARTS = ("train", "val")
@@ -86,14 +95,17 @@ class FeatureBank:
 
     def statistics(self) -> ResponseStatistics:
         """Mean, variance and share of zeros of each unit in these rows: what a fit starts from."""
-        y, mask, exposure = self.target()
-        y, mask = y[:, 0].double(), mask[:, 0]
-        e = torch.ones_like(y) if exposure is None else exposure[:, 0].double().expand_as(y)
-        bins = mask.sum(0).clamp_min(1)
-        shown = torch.where(mask, e, 0).sum(0).clamp_min(1e-12)
-        mean = torch.where(mask, y, 0).sum(0) / shown
-        variance = (torch.where(mask, y.square() / e, 0).sum(0) - mean.square() * shown) / bins
-        return ResponseStatistics(mean, variance.clamp_min(0), (mask & (y <= 0)).sum(0) / bins)
+        sums = torch.zeros(5, self.prepared.n_units, dtype=torch.float64)
+        for first in range(0, len(self), _ROWS):
+            y, mask, exposure = self.target(slice(first, first + _ROWS))
+            y, mask = y[:, 0].double(), mask[:, 0]
+            e = torch.ones_like(y) if exposure is None else exposure[:, 0].double().expand_as(y)
+            terms = (torch.ones_like(y), e, y, y.square() / e, (y <= 0).double())
+            sums += torch.stack([torch.where(mask, term, 0).sum(0) for term in terms])
+        bins, shown = sums[0].clamp_min(1), sums[1].clamp_min(1e-12)
+        mean = sums[2] / shown
+        variance = (sums[3] - mean.square() * shown) / bins
+        return ResponseStatistics(mean, variance.clamp_min(0), sums[4] / bins)
 
 
 class _Rows:
@@ -109,11 +121,18 @@ class _Rows:
         return self.array[self.index[part]]
 
 
+def row_parts(bank: FeatureBank, module: SessionModule) -> list[slice]:
+    """Slices of the rows of a bank that fit in memory, for all units of a session."""
+    each = max(int(np.prod(bank.features.shape[1:])), module.likelihood.n_units * bank.features.shape[1], 1)
+    size = max(1, _VALUES // each)
+    return [slice(first, min(first + size, len(bank))) for first in range(0, len(bank), size)]
+
+
 def core_key(twin: TwinModel, index: int) -> str:
     """Hash of all that the features of a session depend on: weights, running statistics, config and adapter."""
     digest = hashlib.sha256()
     config = twin.config.model_dump(mode="json", by_alias=True)
-    known = [config.get(part) for part in ("adapter", *CORE_PARTS)]
+    known = [_FORMAT, *(config.get(part) for part in ("adapter", *CORE_PARTS))]
     spec = twin.sessions[index]
     known += [spec.config.model_dump(mode="json", by_alias=True).get("adapter"), spec.pixel_scale]
     digest.update(json.dumps(known, sort_keys=True, default=str).encode())
@@ -132,43 +151,61 @@ def feature_bank(twin: TwinModel, prepared: Prepared, index: int, folder: str | 
     Parameters
     ----------
     twin
-        Its core must not change afterwards; the file is known by a hash of it.
+        Its core must not change afterwards; the file is known by a hash of it. Features are computed where it lies.
     prepared, index
         The session, and its index in the twin.
     folder
         Where the file is kept.
+
+    Raises
+    ------
+    SessionError
+        If the file was altered, cut off, or is of other bins; or if a feature is not finite.
     """
-    path = Path(folder) / f"{prepared.name}-{prepared.key}-{core_key(twin, index)}.features.npy"
+    path = Path(folder) / f"{prepared.name}-{prepared.key}-{core_key(twin, index)}.features.safetensors"
     runs = np.concatenate([usable_runs(prepared, split) for split in _PARTS])
     bins = np.sort(np.concatenate([np.zeros(0, np.int64), *(np.arange(*run) for run in runs)]))
     bins = bins[np.asarray(prepared.n_valid)[bins] > 0]
     if not path.exists():
-        _compute(twin, prepared, index, bins, path)
+        maps = twin.recurrent.outputs
+        shape = (len(bins), maps.channels, maps.height, maps.width)
+        half = 4 * int(np.prod(shape, dtype=np.int64)) > _HALF
+        if not (half and _compute(twin, prepared, index, bins, shape, np.float16, path)):
+            _compute(twin, prepared, index, bins, shape, np.float32, path)
     try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise SessionError(f"{path}: cannot be read ({error}); delete it, it will be computed again") from None
+        features = load_arrays(path)[0]["features"]
+    except (TensorFileError, LookupError) as error:
+        raise SessionError(f"{error}; delete {path}, it will be computed again") from None
     if len(features) != len(bins):
         raise SessionError(f"{path}: {len(features)} rows for {len(bins)} bins; delete it, it will be computed again")
     return FeatureBank(prepared=prepared, features=features, bins=bins)
 
 
 @torch.inference_mode()
-def _compute(twin: TwinModel, prepared: Prepared, index: int, bins: np.ndarray, path: Path) -> None:
-    maps = twin.recurrent.outputs
-    shape = (len(bins), maps.channels, maps.height, maps.width)
-    half = 4 * int(np.prod(shape, dtype=np.int64)) > _HALF
-    with replacing(path) as temporary, evaluating(twin):
-        stored = np.lib.format.open_memmap(temporary, "w+", np.float16 if half else np.float32, shape)
+def _compute(
+    twin: TwinModel, prepared: Prepared, index: int, bins: np.ndarray, shape: tuple[int, ...], dtype: type, path: Path
+) -> bool:  # fmt: skip
+    """Write the file of features; False, and no file, where float16 cannot hold one of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Stretches come side by side, not in the order of bins: they are sorted in a file that nobody sees.
+    with tempfile.TemporaryFile(dir=path.parent) as file, evaluating(twin):
+        stored = np.memmap(file, dtype, "w+", shape=shape)
         for split in _PARTS:
             streamer = Streamer(twin)
             for sample in stream(prepared, split, context=twin.context):
                 sample = sample.of_session(index).to(twin.like.device)
                 x, _ = streamer.features(sample.clip)
-                if half and float(x.abs().max()) > _LARGEST_HALF:
-                    raise ValueError(f"session {prepared.name}: features beyond {_LARGEST_HALF:g} cannot be kept")
+                largest = float(x.abs().max())
+                if not isfinite(largest):
+                    raise SessionError(
+                        f"session {prepared.name}: the core gives features that are not finite; look for values that "
+                        "are far too large in its stimulus and behaviour (neurotwin inspect)"
+                    )
+                if dtype is np.float16 and largest > _LARGEST_HALF:
+                    logger.info("session %s: its features are too large for float16; kept as float32", prepared.name)
+                    return False
                 valid = sample.target.mask.any(-1).cpu()
-                at = (sample.clip.bins[:, None] + torch.arange(sample.clip.length))[valid]
+                at = (sample.clip.bins.cpu()[:, None] + torch.arange(sample.clip.length))[valid]
                 stored[np.searchsorted(bins, at.numpy())] = x.movedim(1, 2).cpu()[valid].numpy()
-        stored.flush()
-        del stored
+        save_arrays(path, {"features": stored}, {"format": _FORMAT})
+    return True

@@ -12,15 +12,18 @@ from ..models.readout import (
     GaussianReadout,
     PointReadout,
     pixel_centres,
-    pooled,
 )
 from ..models.session_module import SessionModule
 from .features import FeatureBank
 
-__all__ = ["look_for_positions", "weight_root"]
+__all__ = ["ANCHOR", "drive_scale", "look_for_positions", "weight_root"]
+
+ANCHOR = 100.0
+"""Nats per squared feature pixel, or radian: positions stay within about 0.1 of their start unless data insist."""
 
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 _MOST_BINS = 4000
+_LEAST_SLOPE = 1e-3
 _MOST_PLACES = 100
 _WIDTHS = (1.0, 2.0, 3.0)  # of the width that the config starts from
 
@@ -55,6 +58,17 @@ def weight_root(others: Sequence[SessionModule], readout: nn.Module, bank: Featu
     return (vectors * values.clamp_min(0).sqrt()).float()
 
 
+def drive_scale(module: SessionModule, bank: FeatureBank) -> Tensor:
+    """(U,) drive that changes the rate of a unit by about its mean."""
+    statistics = bank.statistics()
+    mean = statistics.mean.float()
+    if not module.likelihood.positive:
+        return statistics.variance.float().sqrt().clamp_min(1e-6)
+    drive = module.link.inverse(mean.clamp_min(1e-4)).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(module.link(drive).sum(), drive)
+    return mean.clamp_min(1e-4) / slope.clamp_min(_LEAST_SLOPE)
+
+
 def _weighs(readout: nn.Module, channels: int) -> bool:
     """Whether the last axis of a readout's weights is that of the features."""
     features = getattr(readout, "features", None)
@@ -67,8 +81,9 @@ def look_for_positions(readout: nn.Module, root: Tensor, train: FeatureBank, val
     """Put each unit of a readout with positions where a ridge regression on the features there predicts it best.
 
     For every candidate place (the pixels of the map) and width, responses are regressed on the features pooled there,
-    for all units at once. What is compared is the squared error of leaving each training bin out, (r / (1 - h))², which
-    has a closed form, plus that of the validation bins.
+    for all units at once. What is compared is the squared error of training bins that are left out in turn, as far as
+    the mean leverage says it (generalised cross-validation, Golub, Heath & Wahba 1979), plus that of the validation
+    bins. Both follow from products of features and responses, so that no residual of a bin is computed.
 
     A readout without positions of its own is left as it is.
     """
@@ -80,12 +95,12 @@ def look_for_positions(readout: nn.Module, root: Tensor, train: FeatureBank, val
     train, val = train.thinned(_MOST_BINS), val.thinned(_MOST_BINS)
     mean, deviations, weight = _standardised(train)
     y_val, w_val = _standardised(val, mean)[1:]
-    x, x_val = train.seen(), val.seen()
+    (x, size), (x_val, _) = _by_pixel(train, root), _by_pixel(val, root)
     best = torch.full((len(mean),), float("inf"))
     places = torch.zeros(len(mean), 2)
     widths = torch.zeros(len(mean))
-    for place, width, weights in _candidates(readout, x.shape[-2:]):
-        a, b = (pooled(part, weights[None])[:, 0, 0] @ root for part in (x, x_val))
+    for place, width, weights in _candidates(readout, size):
+        a, b = (torch.tensordot(weights.flatten(), part, 1) for part in (x, x_val))
         error = _left_out(a, deviations, weight, b, y_val, w_val)
         better = error < best
         best = torch.where(better, error, best)
@@ -112,7 +127,7 @@ def _standardised(bank: FeatureBank, mean: Tensor | None = None) -> tuple[Tensor
     return mean, torch.where(mask, y.float() / e - mean, 0.0), e[:, 0] / e.mean()
 
 
-def _candidates(readout: nn.Module, size: torch.Size) -> list[tuple[Tensor, float, Tensor]]:
+def _candidates(readout: nn.Module, size: tuple[int, int]) -> list[tuple[Tensor, float, Tensor]]:
     """Places (x, y), widths, and the Gaussians (H, W) there."""
     height, width = size
     rows, columns = torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2
@@ -135,13 +150,20 @@ def _left_out(a: Tensor, y: Tensor, w: Tensor, b: Tensor, y_val: Tensor, w_val: 
     centre = (w[:, None] * a).sum(0) / w.sum()
     a, b = a - centre, b - centre
     values, vectors = torch.linalg.eigh((a * w[:, None]).T @ a)
-    rotated, other = a @ vectors, b @ vectors
-    target = rotated.T @ (w[:, None] * y)
-    errors = []
+    values, rotated, other = values.clamp_min(0)[:, None], a @ vectors, b @ vectors
+    target, target_val = rotated.T @ (w[:, None] * y), other.T @ (w_val[:, None] * y_val)
+    spread, spread_val = (w[:, None] * y.square()).sum(0), (w_val[:, None] * y_val.square()).sum(0)
+    moments, errors = (other * w_val[:, None]).T @ other, []
     for ridge in _RIDGES:
-        inverse = 1 / (values.clamp_min(0) + ridge * len(a))
-        leverage = w * (rotated.square() * inverse).sum(1) + w / w.sum()
-        left = (y - rotated @ (inverse[:, None] * target)) / (1 - leverage).clamp_min(1e-3)[:, None]
-        missed = y_val - other @ (inverse[:, None] * target)
-        errors.append((w[:, None] * left.square()).sum(0) + (w_val[:, None] * missed.square()).sum(0))
+        fitted = target / (values + ridge * len(a))
+        missed = spread + (fitted * (values * fitted - 2 * target)).sum(0)
+        leverage = float((values / (values + ridge * len(a))).sum() + 1) / len(a)
+        missed_val = spread_val + (fitted * (moments @ fitted - 2 * target_val)).sum(0)
+        errors.append(missed / max(1 - leverage, 1e-3) ** 2 + missed_val)
     return torch.stack(errors).amin(0)
+
+
+def _by_pixel(bank: FeatureBank, root: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """(HW, N, C) features of a bank in the directions of the prior, and H and W."""
+    x = bank.seen()[:, :, 0]
+    return (x.flatten(2).permute(2, 0, 1) @ root).contiguous(), (x.shape[2], x.shape[3])

@@ -21,7 +21,7 @@ from ..models.twin import TwinModel
 from .checks import check_new
 from .features import feature_bank
 from .fit import FitOptions, FitReport, fit_session
-from .tune import TUNED, tune
+from .tune import check_tuned, tune
 
 __all__ = ["Transferred", "cache_folder", "fewer", "join", "open_new", "transfer"]
 
@@ -69,7 +69,8 @@ def transfer(
     Parameters
     ----------
     twin
-        The trained twin; it is not changed. Every member of an ensemble is fitted by itself.
+        The trained twin; it is not changed. Every member of an ensemble is fitted by itself. Features are computed,
+        and the core is tuned, where it lies; the result lies on the CPU.
     sessions
         Configs of the new sessions, see :func:`open_new`.
     tune_part
@@ -89,14 +90,18 @@ def transfer(
     Raises
     ------
     ConfigError
-        If a new session does not fit the core, or `add` is asked for together with tuning.
+        If there is no session, one does not fit the core, `add` is asked for together with tuning, or the twin lacks
+        the part to tune.
     SessionError
         If a recording is missing or broken.
     """
-    if tune_part is not None and tune_part not in TUNED:
-        raise ConfigError(f"tune: no part {tune_part!r}; use one of {', '.join(TUNED)}")
+    if not sessions:
+        raise ConfigError("transfer: no new session was given; give at least one")
     if add and tune_part is not None:
         raise ConfigError(f"--add keeps old readouts, which a tuned core would not suit; leave out --tune {tune_part}")
+    if tune_part is not None:
+        for member in twin.members:
+            check_tuned(member.network, tune_part)
     if len(twin.members) > 1:
         given = {"tune_part": tune_part, "add": add, "n_trials": n_trials, "minutes": minutes, "seed": seed}
         return _each_member(twin, sessions, **given, options=options, cache_dir=cache_dir)
@@ -108,22 +113,22 @@ def transfer(
                 "below 1, or label bins or trials for validation"
             )
     joined = join(twin, prepared)
-    n_old = len(twin.sessions)
+    device, n_old = joined.like.device, len(twin.sessions)
     reports, seconds, used = {}, {}, []
     for index, session in enumerate(prepared, n_old):
         start = time.perf_counter()
         logger.info("session %s: features of the frozen core", session.name)
-        bank = feature_bank(joined, session, index, cache_folder(session.spec.config, cache_dir))
+        bank = feature_bank(joined.to(device), session, index, cache_folder(session.spec.config, cache_dir))
         part = fewer(session, n_trials=n_trials, minutes=minutes, seed=seed)
         used.append(part)
-        reports[session.name] = fit_session(joined, index, replace(bank, prepared=part), options)
+        reports[session.name] = fit_session(joined.cpu(), index, replace(bank, prepared=part), options)
         seconds[session.name] = time.perf_counter() - start
     result = joined if add else joined.without([spec.name for spec in twin.sessions])
     if tune_part is not None:
         start = time.perf_counter()
-        tune(result, used, tune_part, seed=seed)
+        tune(result.to(device), used, tune_part, seed=seed)
         seconds["tune"] = time.perf_counter() - start
-    result.eval()
+    result.cpu().eval()
     table = evaluate(result, prepared, "val")
     tested = tuple(session.name for session in prepared if has_part(session, "test"))
     return Transferred(twin=result, table=table, reports=reports, seconds=seconds, tested=tested)

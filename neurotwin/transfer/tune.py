@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..config import ConfigError
 from ..data.clips import clip_table, stream
 from ..data.prepare import Prepared
 from ..models.network import CORE_PARTS, Streamer, evaluating
 from ..models.parameters import describe_parameters
 from ..models.twin import TwinModel
 
-__all__ = ["TUNED", "tune"]
+__all__ = ["TUNED", "check_tuned", "tune"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,22 @@ TUNED: dict[str, tuple[str, ...]] = {
     "all": CORE_PARTS,
 }
 """What each choice of `--tune` changes, besides the readouts."""
+
+
+def check_tuned(twin: TwinModel, part: str) -> None:
+    """Refuse a part that does not exist, or that has no parameter in a twin.
+
+    Raises
+    ------
+    ConfigError
+        With the parts that could be tuned instead.
+    """
+    here = {info.part for info in describe_parameters(twin) if info.session is None}
+    possible = [name for name, parts in TUNED.items() if here.intersection(parts)]
+    if part not in possible:
+        lacks = "no such part" if part not in TUNED else f"the model has no {' or '.join(TUNED[part])} to change"
+        cure = f"use one of {', '.join(possible)}" if possible else "leave it out"
+        raise ConfigError(f"--tune {part}: {lacks}; {cure}")
 
 
 def tune(

@@ -16,6 +16,7 @@ from neurotwin.cli import main
 from neurotwin.config import ModelConfig
 from neurotwin.data.session import Session, SessionError
 from neurotwin.metrics.table import Table
+from neurotwin.models.storage import READERS
 from neurotwin.sharing import SharingError, golden_predictions, model_card, pull, push, read_bundle, verify
 from neurotwin.sharing.card import bootstrap_interval
 from neurotwin.tensorfile import load_arrays, save_arrays
@@ -243,17 +244,25 @@ def test_session_files_of_every_version_are_read(name: str) -> None:
     assert session.unit_ids.tolist() == [3, 8] and session.behavior["pupil"][7] == 7
 
 
-@pytest.mark.parametrize("name", ["twin-3.safetensors", "checkpoint-3.ckpt"])
-def test_twins_of_this_version_are_read(name: str) -> None:
-    twins = [load_twin(FORMATS / file) for file in (name, "twin-3.safetensors")]
-    rates = [golden_predictions(twin)["rates"]["ada_0501"] for twin in twins]
-    np.testing.assert_array_equal(*rates)
+@pytest.mark.parametrize("name", [f"{name.removeprefix('neurotwin-')}.safetensors" for name in READERS])
+def test_twins_of_every_version_predict_what_they_predicted(name: str, tmp_path: Path) -> None:
+    """Each format that has a reader has a file of it, and predictions that were made when it was new."""
+    shutil.copy(FORMATS / name, tmp_path / "twin.safetensors")
+    shutil.copy(FORMATS / name.replace(".", ".golden."), tmp_path / "golden.safetensors")
+    verdict = verify(tmp_path)
+    assert verdict.same and verdict.count > 0, verdict.text
+
+
+def test_a_checkpoint_of_this_version_is_read() -> None:
+    twins = [load_twin(FORMATS / file) for file in ("checkpoint-3.ckpt", "twin-3.safetensors")]
+    np.testing.assert_array_equal(*(golden_predictions(twin)["rates"]["ada_0501"] for twin in twins))
 
 
 def test_what_cannot_be_read_says_why_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"twin-2.*train it anew"):
         load_twin(FORMATS / "twin-2.safetensors")
-    for kind, error, load in (("twin-3", CheckpointError, load_twin), ("session-2", SessionError, Session.load)):
+    kinds = (("twin-3", CheckpointError, load_twin), ("ensemble-1", CheckpointError, load_twin))
+    for kind, error, load in (*kinds, ("session-2", SessionError, Session.load)):
         arrays, metadata = load_arrays(FORMATS / f"{kind}.safetensors")
         metadata.pop("digest")
         metadata["format"] = f"neurotwin-{kind[:-1]}9"

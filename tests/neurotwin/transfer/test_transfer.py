@@ -1,5 +1,6 @@
 """New sessions on a frozen core: the fit against a plain network, what stays as it was, and what is refused."""
 
+import logging
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -18,11 +19,12 @@ from neurotwin.metrics.table import Table
 from neurotwin.models import TwinModel, load_twin
 from neurotwin.models.ensemble import Ensemble
 from neurotwin.models.network import CORE_PARTS, Network
+from neurotwin.tensorfile import save_arrays
 from neurotwin.transfer import FitOptions, open_new, transfer
 from neurotwin.transfer.checks import check_new
 from neurotwin.transfer.curve import _halves, learning_curve, saturation
 from neurotwin.transfer.features import core_key, feature_bank
-from neurotwin.transfer.fit import score_bank
+from neurotwin.transfer.fit import fit_session, score_bank
 from neurotwin.transfer.transfer import fewer, join
 from neurotwin.transfer.tune import tune
 
@@ -173,13 +175,26 @@ def test_old_readouts_stay_to_the_bit(trained, new):
 
 @pytest.mark.parametrize("part", ["core", "modulator", "all"])
 def test_tuning_changes_what_it_says(trained, new, part):
-    twin = transfer(trained, [new[0]], options=QUICK, n_trials=4).twin
+    remembers = MODEL | {"recurrent": {"type": "convgru", "params": {"hidden_dim": 3}}}
+    prepared = prepare_session(new[0])
+    twin = TwinModel(ModelConfig.model_validate(remembers), [prepared.spec])
     before = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
-    tune(twin, [prepare_session(new[0])], part, learning_rate=2e-3, rounds=2)
+    tune(twin, [prepared], part, learning_rate=2e-3, rounds=2)
     changed = {name for name, tensor in twin.state_dict().items() if not torch.equal(tensor, before[name])}
-    parts = {name.split(".")[0] for name in changed}
-    assert parts == {"per_session"} | ({"frontend", "convnet"} if part != "modulator" else set())
+    stages = {"core": {"frontend", "convnet"}, "modulator": {"recurrent"}}
+    stages["all"] = stages["core"] | stages["modulator"]
+    assert {name.split(".")[0] for name in changed} == {"per_session"} | stages[part]
     assert not any("running" in name for name in changed)
+
+
+def test_a_part_that_the_twin_lacks_is_not_tuned(trained, new, monkeypatch):
+    """Readouts alone would be tuned, without a word, where a modulator was asked for."""
+    monkeypatch.setattr(sys.modules["neurotwin.transfer.transfer"], "fit_session", None)
+    for twin in (trained, Ensemble([trained, trained])):
+        with pytest.raises(ConfigError, match=r"--tune modulator: the model has no modulator.*use one of core, all"):
+            transfer(twin, [new[0]], tune_part="modulator")
+    with pytest.raises(ConfigError, match="no such part"):
+        transfer(trained, [new[0]], tune_part="readout")
 
 
 def test_tuning_keeps_what_validation_likes_best(trained, new):
@@ -205,6 +220,24 @@ def test_every_member_of_an_ensemble_is_fitted(trained, result, new, tmp_path):
     np.testing.assert_allclose(loaded.predict("cat_1").rates, alone, rtol=1e-5)
     with pytest.raises(ConfigError, match="several cores"):
         learning_curve(Ensemble([trained, trained]), new[0])
+
+
+def test_an_ensemble_gains_and_loses_sessions_member_by_member(trained, new):
+    other = deepcopy(trained)
+    with torch.no_grad():
+        other.per_session[1].readout.features.mul_(2)
+    both = Ensemble([trained, other], ["one", "two"]).eval()
+    grown = both.add_session(prepare_session(new[0]).spec)
+    assert [spec.name for spec in grown.sessions] == ["ada_1", "bea_1", "cat_1"] and grown.names == ("one", "two")
+    back = grown.without(["cat_1", "ada_1"])
+    assert isinstance(back, Ensemble) and [spec.name for spec in back.sessions] == ["bea_1"] and not back.training
+    clip = Clip(1, 4, torch.randint(0, 256, (2, 1, N_LAGS + 3, 6, 7), dtype=torch.uint8))
+    with torch.no_grad():
+        torch.testing.assert_close(grown([clip])[0], both([clip])[0])
+        torch.testing.assert_close(back([replace(clip, session=0)])[0], both([clip])[0])
+    assert len(both.sessions) == len(trained.sessions) == 2
+    with pytest.raises(ValueError, match="no session"):
+        both.without(["dan_1"])
 
 
 @pytest.mark.parametrize(
@@ -274,20 +307,53 @@ def test_a_curve_needs_two_validation_trials_and_fits_no_amount_twice(trained, n
     assert found.n_trials.tolist()[:2] == [2, 2] and (found.n_trials > 2).sum() == 1
 
 
-def test_a_file_of_features_that_was_cut_is_refused(trained, new, tmp_path):
+def test_a_file_of_features_that_was_altered_is_refused(trained, new, tmp_path):
     prepared = prepare_session(new[0])
     joined = trained.add_session(prepared.spec)
     rows = np.array(feature_bank(joined, prepared, len(trained.sessions), tmp_path).features)
-    (path,) = tmp_path.glob("*.features.npy")
-    path.unlink()  # it is mapped
-    np.save(path, rows[:-3])
-    with pytest.raises(SessionError, match="delete it"):
-        feature_bank(joined, prepared, len(trained.sessions), tmp_path)
-    part = path.read_bytes()[:500]
+    (path,) = tmp_path.iterdir()  # what it was sorted in is gone
+    content = path.read_bytes()
+    flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+    for damaged in (flipped, content[:-4], content[:500]):
+        path.unlink()  # it may be mapped
+        path.write_bytes(damaged)
+        with pytest.raises(SessionError, match=r"delete .*\.features\.safetensors, it will be computed again"):
+            feature_bank(joined, prepared, len(trained.sessions), tmp_path)
     path.unlink()
-    path.write_bytes(part)
-    with pytest.raises(SessionError, match="delete it"):
+    save_arrays(path, {"features": rows[:-3]}, {})
+    with pytest.raises(SessionError, match="rows for"):
         feature_bank(joined, prepared, len(trained.sessions), tmp_path)
+    path.unlink()
+    np.testing.assert_array_equal(feature_bank(joined, prepared, 2, tmp_path).features, rows)
+
+
+def test_features_too_large_for_half_precision_are_kept_whole(trained, new, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    prepared = prepare_session(new[0])
+    joined = trained.add_session(prepared.spec)
+    whole = feature_bank(joined, prepared, 2, tmp_path / "whole").features
+    monkeypatch.setattr("neurotwin.transfer.features._HALF", 0)
+    half = feature_bank(joined, prepared, 2, tmp_path / "half").features
+    assert (whole.dtype, half.dtype) == (np.float32, np.float16)
+    np.testing.assert_allclose(half, whole, rtol=1e-3, atol=1e-6)
+    with torch.no_grad():
+        norm = joined.convnet.get_parameter(next(n for n, _ in joined.convnet.named_parameters() if "norm" in n))
+        norm.mul_(1e5)
+    large = feature_bank(joined, prepared, 2, tmp_path / "large").features
+    assert large.dtype == np.float32 and large.max() > 6e4 and np.isfinite(large).all()
+    assert "too large for float16" in caplog.text and len(list((tmp_path / "large").iterdir())) == 1
+
+
+def test_losses_that_are_no_numbers_name_the_session(trained, new, tmp_path):
+    joined = trained.add_session(prepare_session(new[0]).spec)
+    bank = feature_bank(joined, prepare_session(new[0]), 2, tmp_path)
+    with pytest.raises(SessionError, match="session cat_1: no fit has a finite loss"):
+        endless = np.where(bank.prepared.split[:, None] == 1, np.inf, bank.prepared.responses)
+        fit_session(joined, 2, replace(bank, prepared=replace(bank.prepared, responses=endless)), QUICK)
+    with torch.no_grad():
+        next(joined.convnet.parameters()).fill_(torch.nan)
+    with pytest.raises(SessionError, match="session cat_1: the core gives features that are not finite"):
+        feature_bank(joined, prepare_session(new[0]), 2, tmp_path)
 
 
 def test_refusals(trained, new):
@@ -316,6 +382,10 @@ def test_refusals(trained, new):
         transfer(trained, [new[0]], add=True, tune_part="core")
     with pytest.raises(ConfigError, match="no such file"):
         open_new(trained, "nowhere.yaml")
+    with pytest.raises(ConfigError, match="no new session"):
+        transfer(trained, [])
+    with pytest.raises(ConfigError, match="no figure 'corelation'; did you mean 'correlation'"):
+        learning_curve(trained, new[0], metric="corelation")
 
 
 def test_a_recording_alone_takes_the_settings_of_the_checkpoint(trained, folder):
