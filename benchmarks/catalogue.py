@@ -1,6 +1,6 @@
 """A run on a catalogue of 1,000 sessions: its start, its step and its memory, beside a run on 3 of them.
 
-The recordings are sparse files of two minutes: all frames but the first trial's are blank, and take no room on the disk.
+The recordings are sparse files of two minutes: all frames but those of the first trial are blank, which takes no disk.
 """
 
 import statistics
@@ -57,7 +57,7 @@ def measure(folder: Path, quick: bool) -> Result:
 def recordings(folder: Path, count: int, quick: bool) -> list[DatasetConfig]:
     """The sessions: 35x35 pixels, 120 Hz; every file is the same, under a name of its own."""
     case, bins = cases(quick)["a"], 1800 if quick else 14_400
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     template = folder / "template.safetensors"
     if not template.exists():
         rng = np.random.default_rng(0)
