@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments RUN [RUN ...] [--sessions ada_demo1 ...] [--data_dir DIR] [--output FILE]
 
-A RUN is a checkpoint. Of several, each figure is given as median and range. The twins must be of demo sessions at 120 Hz
+A RUN is a checkpoint. Of several, each figure is given as median and range. Twins must be of demo sessions at 120 Hz
 (experiments/dataset_configs/all_120.yaml). Where the truth has no formula, the same experiment is run on the simulator
 itself, which takes the twin's place.
 """
