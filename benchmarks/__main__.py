@@ -20,8 +20,8 @@ SUITE = (
     "many_sessions", "conversion", "gpu",
 )  # fmt: skip
 """In the order in which they run; memory uses the recordings that start_up wrote."""
-LONG = ("recurrent_clips", "transfer")
-"""Run by name only: half an hour, and three minutes."""
+LONG = ("recurrent_clips", "transfer", "catalogue")
+"""Run by name only: half an hour, three minutes, and five."""
 PAGE = ROOT / "docs/performance.md"
 MARKS = ("<!-- results: python -m benchmarks --write-docs -->\n", "<!-- end of results -->\n")
 

@@ -17,7 +17,7 @@ import numpy as np
 from .errors import UserError
 from .files import replacing
 
-__all__ = ["TensorFileError", "blocks", "format_fault", "load_arrays", "save_arrays"]
+__all__ = ["TensorFileError", "blocks", "format_fault", "load_arrays", "load_metadata", "save_arrays"]
 
 _BLOCK = 1 << 24  # bytes that are read, compared or copied at a time
 
@@ -117,6 +117,31 @@ def load_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.
         If the file is not of this format, was cut off, or was altered after it was written.
     """
     path = Path(path)
+    header, text, start = _header(path)
+    arrays = _map(path, header, start)
+    if verify and text["digest"] != _digest(arrays):
+        raise TensorFileError(f"{path}: its content does not match its checksum; it was altered after it was written")
+    return arrays, _metadata(text)
+
+
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a file, as :func:`load_arrays` gives them; its arrays are not mapped.
+
+    Raises
+    ------
+    TensorFileError
+        If the file is not of this format, was cut off, or its header was altered.
+    """
+    return _metadata(_header(Path(path))[1])
+
+
+def _metadata(text: Mapping[str, str]) -> dict[str, Any]:
+    metadata = {key: json.loads(value) for key, value in text.items() if key not in _DIGESTS}
+    return {**metadata, "digest": text["header_digest"]}
+
+
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
+    """The entry of every array, the metadata as text, and where the first array starts; compared with the checksum."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(8)
@@ -134,11 +159,7 @@ def load_arrays(path: str | Path, *, verify: bool = True) -> tuple[dict[str, np.
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size != 8 + length + end:
         raise TensorFileError(f"{path}: {size} bytes where its header promises {8 + length + end}; it was cut off")
-    arrays = _map(path, header, 8 + length)
-    if verify and text["digest"] != _digest(arrays):
-        raise TensorFileError(f"{path}: its content does not match its checksum; it was altered after it was written")
-    metadata = {key: json.loads(value) for key, value in text.items() if key not in _DIGESTS}
-    return arrays, {**metadata, "digest": text["header_digest"]}
+    return header, text, 8 + length
 
 
 def format_fault(found: object, current: str, cure: str) -> str | None:
@@ -186,14 +207,14 @@ def _header_digest(header: bytes) -> str:
 
 
 def _map(path: Path, entries: Mapping[str, Any], start: int) -> dict[str, np.ndarray]:
+    """Views of one map of the whole file: of maps, a process may have some ten thousand."""
     arrays: dict[str, np.ndarray] = {}
+    whole = np.memmap(path, np.uint8, "r")
     for name, entry in entries.items():
         shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-        if 0 in shape:  # nothing to map
-            arrays[name] = np.zeros(shape, dtype)
-        else:
-            mapped = np.memmap(path, dtype, "r", start + entry["data_offsets"][0], shape or (1,))
-            arrays[name] = mapped.reshape(shape)
+        first, last = (start + offset for offset in entry["data_offsets"])
+        # Where nothing is stored, there is nothing to map.
+        arrays[name] = np.zeros(shape, dtype) if 0 in shape else whole[first:last].view(dtype).reshape(shape)
     return arrays
 
 

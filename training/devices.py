@@ -55,10 +55,33 @@ def _gpus(number: int) -> str:
     return "no GPU" if number == 0 else "1 GPU, number 0" if number == 1 else f"{number} GPUs, 0 to {number - 1}"
 
 
-def choose_precision(precision: str, accelerator: str) -> str:
-    """Lightning's `precision` from the flag; 32 on the CPU, with a line that says so."""
+def choose_precision(precision: str, accelerator: str, *, given: bool = False) -> str:
+    """Lightning's `precision` from the flag.
+
+    A CPU computes in 32 bits, with a line that says so. It computes in bfloat16 where that was asked for and its
+    instructions do so. Other processors emulate bfloat16, which is slower than 32 bits.
+
+    Parameters
+    ----------
+    precision
+        "bf16", "16", "32", "16-mixed" or "bf16-mixed".
+    accelerator
+        "cpu" or "gpu", as chosen.
+    given
+        Whether somebody asked for it, and it is not the default.
+    """
     name = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}.get(precision, precision)
-    if accelerator == "cpu" and name != "32-true":
-        logger.info("no GPU: precision %s falls to 32", precision)
-        return "32-true"
-    return name
+    if accelerator != "cpu" or name == "32-true":
+        return name
+    capable = name == "bf16-mixed" and _has_bfloat16()
+    if given and capable:
+        return name
+    cure = "; its instructions do bfloat16, with --precision bf16-mixed" if capable else ""
+    logger.info("no GPU: precision %s falls to 32 on this processor%s", precision, cure)
+    return "32-true"
+
+
+def _has_bfloat16() -> bool:
+    """Whether this processor has AMX or AVX512-bf16, whatever the torch that asks it."""
+    found = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
+    return any(has() for has in found if has is not None)

@@ -285,7 +285,8 @@ FLAGS = (
         {"type": number_type(int, 1, most=65536)},
     ),
     Flag(
-        "precision", _MACHINE, "on GPUs; the CPU computes in 32, and a line says so", "bf16-mixed",
+        "precision", _MACHINE,
+        "on GPUs; a CPU computes in 32, or in bf16 where that is given and its instructions do so", "bf16-mixed",
         {"choices": ("bf16", "16", "32", "16-mixed", "bf16-mixed")},
     ),
     Flag("compile", _MACHINE, "compile the core; on a CPU only a recurrent one, and a line says so", False, _ON),

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -33,6 +32,7 @@ from neurotwin.config import (
     ConfigError,
     ModelConfig,
     TrainingConfig,
+    dump_yaml,
     load_dataset_configs,
     load_model_config,
     noticing,
@@ -225,20 +225,21 @@ def make_record(
     }  # fmt: skip
 
 
-def trainer_settings(arguments: argparse.Namespace, launch: Launch) -> dict[str, Any]:
+def trainer_settings(arguments: Arguments, launch: Launch) -> dict[str, Any]:
     """What Lightning's loop is told of processes, precision and steps."""
+    precision = choose_precision(arguments.precision, launch.accelerator, given="precision" in arguments.given)
     return {
         "accelerator": launch.accelerator, "devices": launch.devices, "num_nodes": launch.num_nodes,
         "plugins": [launch.environment], "strategy": GradientSumStrategy() if launch.n_processes > 1 else "auto",
-        "precision": choose_precision(arguments.precision, launch.accelerator), "max_epochs": arguments.max_epochs,
-        "gradient_clip_val": arguments.gradient_clip_val or None, "num_sanity_val_steps": 0,
+        "precision": precision, "max_epochs": arguments.max_epochs, "num_sanity_val_steps": 0,
+        "gradient_clip_val": arguments.gradient_clip_val or None,
         "accumulate_grad_batches": arguments.accumulate_grad_batches, "use_distributed_sampler": False,
         "enable_model_summary": False,
     }  # fmt: skip
 
 
 def make_trainer(
-    arguments: argparse.Namespace, launch: Launch, folder: Path, name: str, merit: str,
+    arguments: Arguments, launch: Launch, folder: Path, name: str, merit: str,
     callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:  # fmt: skip
     """Lightning's loop, with the processes that were launched; the best checkpoint is that of the largest `merit`."""
@@ -339,7 +340,7 @@ def write_record(folder: Path, record: dict[str, Any], config: ModelConfig, data
         ("model.yaml", config.model_dump(mode="json", by_alias=True)),
         ("datasets.yaml", {config.session: config.model_dump(mode="json", by_alias=True) for config in data.configs}),
     ):
-        write_text(folder / file, yaml.safe_dump(value, sort_keys=False))
+        write_text(folder / file, dump_yaml(value))
     write_json(folder / "run.json", record)
 
 

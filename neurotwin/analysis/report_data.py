@@ -24,7 +24,7 @@ from ..metrics.reliability import nan_mean
 from ..metrics.table import EvaluationError, Table
 from ..models import TwinModel, load_twin
 from ..models.network import Streamer, evaluating
-from ..tensorfile import TensorFileError, load_arrays, save_arrays
+from ..tensorfile import TensorFileError, load_arrays, load_metadata, save_arrays
 from .evaluate import known_session, score_session
 from .report import Run
 
@@ -320,7 +320,7 @@ def _stored_test(folder: Path, notes: list[str]) -> Table | None:
 
 def _curves_stamp(folder: Path) -> list[int] | None:
     try:
-        return load_arrays(folder / _CURVES, verify=False)[1]["checkpoint"]
+        return load_metadata(folder / _CURVES)["checkpoint"]
     except (OSError, TensorFileError, KeyError, ValueError, TypeError):
         return None
 

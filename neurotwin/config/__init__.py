@@ -29,6 +29,7 @@ from .notices import MODEL, Notices, notice, noticing
 from .part import FlatPart, NoParams, Op, Part, params_of
 from .registry import KINDS, define, name_of, register, registered
 from .training import AugmentationConfig, TrainingConfig, check_limit
+from .yamlfile import dump_yaml
 
 __all__ = [
     "KINDS",
@@ -63,6 +64,7 @@ __all__ = [
     "changed",
     "check_limit",
     "define",
+    "dump_yaml",
     "json_schemas",
     "load_dataset_configs",
     "load_model_config",

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from ..config import ConfigError, registered
-from ..tensorfile import TensorFileError, load_arrays
+from ..tensorfile import TensorFileError, load_metadata
 from .formats import Format, find_format, reader_for, source_stamp
 from .progress import ProgressDisplay
 from .session import Session, SessionError
@@ -313,7 +313,7 @@ def _convert(task: _Task, claims: MutableMapping[str, str], shares: MutableMappi
 def _check_ours(target: Path, source: str) -> None:
     """Refuse to replace a file unless it was converted from the same source."""
     try:
-        info = load_arrays(target, verify=False)[1].get("info", {})
+        info = load_metadata(target).get("info", {})
     except TensorFileError as error:
         raise SessionError(f"{error}; delete it, or give --force to replace it") from None
     before = info.get("source") if all(label in info for label in _LABELS) else None

@@ -22,7 +22,7 @@ from ..config import DatasetConfig
 from ..config.locate import moved
 from ..files import stamp, write_json
 from ..likelihoods import ResponseStatistics
-from ..tensorfile import TensorFileError, load_arrays, save_arrays
+from ..tensorfile import TensorFileError, load_arrays, load_metadata, save_arrays
 from .arrange import arrange, bin_stretches, outline_session, resolved
 from .formats import as_session_file
 from .session import SPLITS, Session, SessionError
@@ -313,7 +313,7 @@ def _note_of(cached: Path) -> Path:
 
 def _key(path: Path, config: DatasetConfig, dtype: str) -> str:
     """Hash of the source's content and of all that the prepared arrays depend on."""
-    source = load_arrays(path, verify=False)[1]["digest"]
+    source = load_metadata(path)["digest"]
     settings = config.model_dump(mode="json", by_alias=True, exclude=_LABELS)
     text = json.dumps([_VERSION, source, settings, dtype], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -22,7 +22,7 @@ __all__ = ["NewtonFitter"]
 
 _BLOCK = 1 << 22  # values of features, times units, that are worked on together
 _SETTLED = 0.05  # nats a unit that a step is expected to gain, below which it is not worth a pass
-_FEWER = 4  # the first steps that move Gaussians are taken on every so manieth bin
+_FEWER = 4  # the first steps that move Gaussians are taken on every fourth bin
 _DAMPING = 1e-4
 _PLACED = ("mean", "std", "theta")
 

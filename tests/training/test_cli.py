@@ -260,6 +260,27 @@ def test_devices_and_precision(monkeypatch, caplog):
     assert "falls to 32" in caplog.text
 
 
+@pytest.mark.parametrize("instructions", ["amx_tile", "avx512_bf16", ""])
+def test_a_cpu_computes_in_bf16_where_the_flag_is_given_and_its_instructions_do(lab, monkeypatch, caplog, instructions):
+    caplog.set_level(logging.INFO)
+    for name in ("amx_tile", "avx512_bf16"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name == instructions)
+    launch = script.read_launch("cpu")
+
+    def chosen(*flags):
+        caplog.clear()
+        arguments = script.parse_arguments(["--model_config", "m", "--dataset_configs_path", "d", *flags])
+        return script.trainer_settings(arguments, launch)["precision"]
+
+    assert chosen() == "32-true" and "precision bf16-mixed falls to 32" in caplog.text
+    assert ("with --precision bf16-mixed" in caplog.text) == bool(instructions)
+    assert chosen("--precision", "32") == "32-true" and not caplog.text
+    assert chosen("--precision", "16-mixed") == "32-true" and "falls to 32" in caplog.text
+    for given in ("bf16", "bf16-mixed"):
+        assert chosen("--precision", given) == ("bf16-mixed" if instructions else "32-true")
+        assert ("falls to 32" in caplog.text) == (not instructions)
+
+
 def test_wandb_gets_project_and_name(lab, tmp_path, monkeypatch):
     monkeypatch.setattr("training.flags.find_spec", lambda name: True)
     monkeypatch.setattr(script, "WandbLogger", lambda **settings: settings)

@@ -68,6 +68,26 @@ def test_gradient_and_curvature_are_those_of_the_loss(model):
             torch.testing.assert_close(slope, hessian[:, index, : CHANNELS + 1], rtol=2e-2, atol=0.2)
 
 
+def test_penalties_have_the_slope_that_steps_use():
+    module, train, val = case()
+    fitter = NewtonFitter(module, torch.eye(CHANNELS), train, val)
+    generator = torch.Generator().manual_seed(2)
+    at = (fitter.at + torch.randn(fitter.at.shape, generator=generator)).double().requires_grad_()
+    (slope,) = torch.autograd.grad(fitter._penalties(at, 3.0).sum(), at)
+    torch.testing.assert_close(slope, fitter._slope(torch.zeros_like(at), at.detach(), 3.0), rtol=1e-6, atol=1e-6)
+
+
+def test_a_part_of_the_bins_stands_for_all():
+    module, train, val = case()
+    fitter = NewtonFitter(module, torch.eye(CHANNELS), train, val)
+    whole, part = (fitter._evaluate(bank, fitter.at, True) for bank in (train, train.thinned(len(train) // 3)))
+    assert not torch.equal(whole[0], part[0])
+    torch.testing.assert_close(part[0], whole[0], rtol=0.25, atol=0)
+    torch.testing.assert_close(
+        part[2].diagonal(dim1=1, dim2=2).sum(), whole[2].diagonal(dim1=1, dim2=2).sum(), rtol=0.25, atol=0
+    )
+
+
 def test_weights_are_those_of_scikit_learn():
     module, train, val = case(output_activation="exp")
     module.initialise(train.statistics())
