@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 versions=${1:-}
 case $versions in
 lowest) constraints=(-c scripts/constraints-lowest.txt) ;;
-newest) constraints=(--upgrade) ;;
+newest) constraints=(--upgrade --upgrade-strategy eager) ;; # also what an earlier call installed
 pinned) constraints=(-c constraints.txt) ;;
 *) echo "usage: bash scripts/test_versions.sh lowest|newest|pinned [PYTEST ARGUMENT...]" >&2 && exit 2 ;;
 esac

@@ -40,7 +40,7 @@ def recordings(name: str) -> Path:
 def train(experiment: str, folder: Path, *more: str) -> Path:
     """Run the command of docs/real_data.md on the sessions in a folder, with more flags, and return its checkpoint."""
     text = (ROOT / "docs/real_data.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    (line,) = re.findall(rf"^python training/\S+ (.*--experiment_name {experiment} .*)$", text, re.MULTILINE)
+    (line,) = re.findall(rf"^python training/\S+ (.*--experiment_name {experiment}\b.*)$", text, re.MULTILINE)
     flags = [*shlex.split(line), "--data_dir", str(folder), "--checkpoint_dir", str(folder / "checkpoints"), *more]
     flags = [str(ROOT / flag) if flag.startswith("docs/") else flag for flag in flags]
     assert main(flags) == 0

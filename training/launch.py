@@ -24,7 +24,7 @@ from neurotwin.errors import UserError
 
 from .devices import choose_devices
 
-__all__ = ["Launch", "LaunchError", "StartedProcesses", "read_launch"]
+__all__ = ["Launch", "LaunchError", "StartedProcesses", "first_on_machine", "read_launch"]
 
 _SLURM_INTERACTIVE = ("bash", "interactive")  # names of jobs that are a shell: what is started there is started plainly
 _FOREIGN = {
@@ -172,6 +172,17 @@ def read_launch(
                 "start them with torchrun or srun"
             )
     return _plain(environ, accelerator, num_gpus, gpu_ids, num_nodes)
+
+
+def first_on_machine(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is the first of its run on its machine, as far as `environ` says.
+
+    Parameters
+    ----------
+    environ
+        Environment variables: LOCAL_RANK of torchrun and of plain starts, else SLURM_LOCALID.
+    """
+    return environ.get("LOCAL_RANK", environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 @dataclass(frozen=True)

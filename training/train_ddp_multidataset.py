@@ -62,7 +62,7 @@ from .callbacks import (
 from .checkpoints import SafeCheckpoint, latest_checkpoint
 from .devices import choose_precision
 from .flags import Arguments, without_effect
-from .launch import Launch, LaunchError, read_launch
+from .launch import Launch, LaunchError, first_on_machine, read_launch
 from .pl_modules import NonFiniteLossError
 from .pl_modules.pretrained import open_pretrained
 from .processes import GradientSumStrategy
@@ -382,11 +382,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None, log: RunLog) -> int:
+    lost = False
     with StopSignals() as signals:
         try:
             train(parse_arguments(argv), signals, log)
         except Interrupted as stop:
             text, end, code = f"stopped by {stop.name}", stop, 128 + stop.signum
+            if stop.__context__ and (reason := known_end(stop.__context__)):  # torchrun ends what is left of a run
+                text, code, lost = f"error: {reason}", 1, True
         except NonFiniteLossError as error:
             text, end, code = f"error: {error}", error, 1
         except (ValueError, OSError) as error:  # ConfigError, SessionError and their kin are ValueErrors
@@ -394,11 +397,13 @@ def _run(argv: Sequence[str] | None, log: RunLog) -> int:
         except (MemoryError, RuntimeError) as error:
             if not (reason := known_end(error)):
                 raise
-            text, end, code = f"error: {reason}", error, 1
+            text, end, code, lost = f"error: {reason}", error, 1, True
         else:
             return 0
     rank = rank_zero_only.rank
-    if not rank or (code == 2 and not isinstance(end, LaunchError)):  # else the others end all processes alike
+    # A process that is lost is news on every machine. Other ends are those of all processes alike.
+    speaks = not rank or (lost and first_on_machine()) or (code == 2 and not isinstance(end, LaunchError))
+    if speaks:
         lines = " ".join("; ".join([text, *getattr(end, "__notes__", [])]).split())
         print(f"process {rank}: " * bool(rank) + lines, file=sys.stderr)
         log.write(lines)

@@ -512,6 +512,22 @@ def test_ends_that_are_no_fault_of_the_program_are_one_line(monkeypatch, capsys,
             script.main(["--model_config", "m", "--dataset_configs_path", "d"])
 
 
+def test_a_process_that_is_gone_is_said_once_on_each_machine_also_where_a_signal_follows(monkeypatch, capsys):
+    def fail(*_):
+        try:
+            raise RuntimeError("Connection closed by peer [127.0.0.1]:1")
+        except RuntimeError:
+            raise script.Interrupted(15)  # noqa: B904 - as a handler of signals raises
+
+    monkeypatch.setattr(script, "train", fail)
+    monkeypatch.setattr(script.rank_zero_only, "rank", 2)
+    for local_rank, said in (("0", "process 2: error: another process of the run is gone"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert script.main(["--model_config", "m", "--dataset_configs_path", "d"]) == 1
+        text = capsys.readouterr().err
+        assert text.startswith(said) and text.count("\n") == bool(said)
+
+
 def test_a_run_that_was_never_saved_starts_anew_in_its_folder(lab, tmp_path):
     (tmp_path / "model" / "checkpoints").mkdir(parents=True)
     assert script.main(arguments_of(lab, {"--max_epochs": "1", "--resume": "auto"}, tmp_path)) == 0

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.launch import LaunchError, read_launch
+from training.launch import LaunchError, first_on_machine, read_launch
 from training.processes import meet
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -113,6 +114,12 @@ def test_places_on_a_node_are_counted_where_the_launcher_does_not_name_them(name
                     environ.pop(name, None)
             place = read_launch("cpu", environ=environ).environment
             assert (place.node_rank(), place.local_rank(), place.global_rank()) == (rank // 2, rank % 2, rank)
+
+
+def test_the_first_process_of_a_machine():
+    assert [first_on_machine(torchrun(rank)) for rank in range(4)] == [True, False, True, False]
+    assert [first_on_machine(slurm(rank)) for rank in range(4)] == [True, False, True, False]
+    assert [first_on_machine(slurm(1) | torchrun(2)), first_on_machine(MANUAL)] == [True, True]
 
 
 def test_gpus_of_a_launcher(monkeypatch):
@@ -251,3 +258,100 @@ def test_a_launcher_that_the_flags_contradict_is_one_line(flags, tmp_path):
     assert process.wait() == 2
     (line,) = logs(tmp_path).splitlines()
     assert line.startswith("error: --num_gpus asks for 2 processes") and not (tmp_path / "runs").exists()
+
+
+# --- nodes of two processes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def longer(flags):
+    """Long enough for something to happen in the middle; the last of two flags counts."""
+    return [*flags, "--steps_per_epoch", "40", "--max_epochs", "3"]
+
+
+def start_node(folder, flags, port, node, nodes=2, local=2):
+    """One torchrun, as on a machine of its own; its lines are in `folder`/node_N."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--master_addr", "127.0.0.1", "--master_port", f"{port}",
+        "--nnodes", f"{nodes}", "--node_rank", f"{node}", "--nproc_per_node", f"{local}", SCRIPT, *flags,
+        "--checkpoint_dir", str(folder / "runs"),
+    ]  # fmt: skip
+    return start(folder / f"node_{node}", command)
+
+
+def processes_of(node):
+    """A torchrun and what it started."""
+    found = [node.pid]
+    for pid in found:
+        found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    assert len(found) >= 3
+    return found
+
+
+def send(pids, signum):
+    for pid in pids:
+        os.kill(pid, signum)
+
+
+def wait_for(words, folder, process):
+    while words not in logs(folder):
+        assert process.poll() is None, logs(folder)
+        time.sleep(0.01)
+
+
+def last_checkpoint(folder):
+    assert [path.name for path in (folder / "runs").iterdir()] == ["run"]
+    return torch.load(folder / "runs/run/checkpoints/last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def one_node(longer, tmp_path_factory):
+    """The last checkpoint of four processes on one node, which nothing disturbs."""
+    folder = tmp_path_factory.mktemp("one_node")
+    assert start_node(folder, longer, free_port(), 0, nodes=1, local=4).wait() == 0, logs(folder / "node_0")
+    return last_checkpoint(folder)
+
+
+def assert_same(found, expected):
+    assert found["global_step"] == expected["global_step"] == 60
+    different = [n for n, value in expected["state_dict"].items() if not torch.equal(value, found["state_dict"][n])]
+    assert different == []
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_processes_train_what_four_processes_do_however_slow_one_is(one_node, longer, tmp_path):
+    """To the bit. One node starts 5 s late, and stands still for 5 s in the middle of an epoch."""
+    port = free_port()
+    head = start_node(tmp_path, longer, port, 0)
+    time.sleep(5)
+    late = start_node(tmp_path, longer, port, 1)
+    wait_for("epoch 1/3", tmp_path / "node_0", head)
+    pids = processes_of(late)
+    send(pids, signal.SIGSTOP)
+    time.sleep(5)
+    assert head.poll() is None and "epoch 3/3" not in logs(tmp_path / "node_0")
+    send(pids, signal.SIGCONT)
+    assert [head.wait(), late.wait()] == [0, 0], logs(tmp_path / "node_0") + logs(tmp_path / "node_1")
+    assert "x 4 processes x" in logs(tmp_path / "node_0")
+    assert_same(last_checkpoint(tmp_path), one_node)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_node_that_is_killed_ends_the_other_with_one_line_and_the_run_goes_on(lost, one_node, longer, tmp_path):
+    """Node 0 has process 0, which writes the checkpoints, and the store at which all meet."""
+    port = free_port()
+    nodes = [start_node(tmp_path, longer, port, node) for node in (0, 1)]
+    wait_for("epoch 1/3", tmp_path / "node_0", nodes[0])
+    send(processes_of(nodes[lost]), signal.SIGKILL)
+    left, log = nodes[1 - lost], tmp_path / f"node_{1 - lost}"
+    assert [nodes[lost].wait(), left.wait(timeout=120)] == [-signal.SIGKILL, 1], logs(log)  # as docs/cluster.md says
+    lines = [line for line in logs(log).splitlines() if "another process of the run is gone" in line]
+    assert len(lines) == 1 and lines[0].endswith("last.ckpt is whole: --resume auto goes on from it"), logs(log)
+    assert 0 < last_checkpoint(tmp_path)["global_step"] < 60
+
+    port = free_port()
+    nodes = [start_node(tmp_path, longer, port, node) for node in (0, 1)]
+    assert [node.wait() for node in nodes] == [0, 0], logs(tmp_path / "node_0")
+    assert "going on from" in logs(tmp_path / "node_0")
+    assert_same(last_checkpoint(tmp_path), one_node)
