@@ -1,9 +1,10 @@
 """Are experiments on a twin of the demo sessions right? They are compared with the units that were simulated.
 
-    python -m benchmarks.experiments CHECKPOINT [--sessions ada_demo1 ...] [--data_dir DIR] [--output FILE]
+    python -m benchmarks.experiments RUN [RUN ...] [--sessions ada_demo1 ...] [--data_dir DIR] [--output FILE]
 
-The twin must be of demo sessions at 120 Hz (experiments/dataset_configs/all_120.yaml). Where the truth has no formula,
-the same experiment is run on the simulator itself, which takes the twin's place.
+A RUN is a checkpoint. Of several, each figure is given as median and range. Twins must be of demo sessions at 120 Hz
+(experiments/dataset_configs/all_120.yaml). Where the truth has no formula, the same experiment is run on the simulator
+itself, which takes the twin's place.
 """
 
 import argparse
@@ -16,13 +17,14 @@ import torch
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.data.clips import stream
 from neurotwin.data.prepare import Prepared, prepare
+from neurotwin.data.session import Session
 from neurotwin.data.simulate import BIN_RATE, FRAME_SIZE, Units, draw_units
 from neurotwin.experiments import ExcitingStimulus, Gratings, Presenter, ReceptiveField
 from neurotwin.experiments.maps import overlap
 from neurotwin.models import TwinModel, load_twin
 from neurotwin.models.network import Streamer
 
-__all__ = ["SimulatorPresenter", "main", "true_subspace"]
+__all__ = ["SimulatorPresenter", "behavioral_gain", "main", "summary", "true_subspace"]
 
 GREY = 127
 
@@ -57,23 +59,32 @@ def true_subspace(units: Units, bins: int, bin_rate: float) -> np.ndarray:
 
 
 def receptive_fields(twin: TwinModel, prepared: list[Prepared], good: dict[str, np.ndarray]) -> dict:
-    """Overlap of the filters found with the true ones; place and orientation."""
+    """Overlap of the filters found, and of the Gabors fitted to them, with the true ones; place, angle, frequency."""
     result = ReceptiveField(recorded=False).run(twin, prepared, sessions=[p.name for p in prepared])
     overlaps, first, placed, turned, well, table = [], [], [], [], [], result.tables["units"]
+    fitted, carriers = [], []
     for data in prepared:
         units = draw_units(data.name)
         truth = true_subspace(units, twin.context + 1, data.spec.bin_rate)
         found, rows = result.arrays[f"filters.{data.name}"][:, :, :, 0], table["session"] == data.name
         first += [overlap(a[:1], b) for a, b in zip(found, truth, strict=True)]
         overlaps += [overlap(a, b) for a, b in zip(found, truth, strict=True)]
+        pairs = result.arrays[f"gabor_filters.{data.name}"][:, :, :, 0]
+        fitted += [overlap(a, b) for a, b in zip(pairs, truth, strict=True)]
+        carriers += np.abs(np.log2(table["gabor_spatial_frequency_cpp"][rows] / units.frequency)).tolist()
         xy = np.stack([table["center_x_px"][rows], table["center_y_px"][rows]], 1)
         placed += np.linalg.norm(xy - units.center, axis=1).tolist()
         turned += _apart(table["orientation_deg"][rows], np.rad2deg(units.orientation)).tolist()
         well += good[data.name].tolist()
-    overlaps, well = np.array(overlaps), np.array(well)
+    overlaps, well, fitted, carriers = np.array(overlaps), np.array(well), np.array(fitted), np.array(carriers)
     return {
         "subspace overlap, median, all units": np.median(overlaps),
         "subspace overlap, median, units at 60% of the oracle": np.median(overlaps[well]),
+        "overlap of the Gabor's pair, median, all units": np.median(fitted),
+        "overlap of the Gabor's pair, median, units at 60% of the oracle": np.median(fitted[well]),
+        "frequency of the Gabor within 20% of the carrier's, share, all units": np.mean(carriers < np.log2(1.2)),
+        "the same, units at 60% of the oracle": np.mean(carriers[well] < np.log2(1.2)),
+        "frequency of the Gabor, median error to the carrier's, %": 100 * (2 ** np.median(carriers) - 1),
         "units at 60% of the oracle": int(well.sum()), "units": len(well),
         "centre, median distance, px": np.nanmedian(placed),
         "orientation of filters within 15 degrees, share": np.mean(np.array(turned) < 15),
@@ -162,7 +173,7 @@ def behavior(twin: TwinModel, prepared: list[Prepared]) -> dict:
         design = np.column_stack([np.ones(len(state)), state, signals[:, ~is_pupil]])
         slopes += np.linalg.lstsq(design, logs, rcond=None)[0][1].tolist()
         true_slopes += units.pupil_gain.tolist()
-        true = _true_log_gain(data, bins)
+        true = np.log(behavioral_gain(data)[bins])
         correlations += [np.corrcoef(a, b)[0, 1] for a, b in zip(logs.T, true.T, strict=True)]
     return {
         "log gain over time, correlation with the true one, median": np.nanmedian(correlations),
@@ -174,15 +185,66 @@ def behavior(twin: TwinModel, prepared: list[Prepared]) -> dict:
 def main() -> None:
     """Run the comparisons and print one line a figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="checkpoints")
     parser.add_argument("--sessions", nargs="+")
     parser.add_argument("--data_dir")
     parser.add_argument("--output", help="also write the figures as JSON")
     arguments = parser.parse_args()
-    twin = load_twin(arguments.checkpoint)
-    configs = [s.config for s in twin.sessions if not arguments.sessions or s.name in arguments.sessions]
-    if arguments.data_dir:
-        configs = [c.model_copy(update={"path": str(Path(arguments.data_dir) / Path(c.path).name)}) for c in configs]
+    found = []
+    for run in arguments.runs:
+        print(f"# {run}", flush=True)
+        found.append(_figures(run, arguments.sessions, arguments.data_dir))
+    if len(found) > 1:
+        print(f"# median and range of {len(found)} runs")
+        for name, keys in summary(found).items():
+            for key, (median, low, high) in keys.items():
+                print(f"{name:18} {key:70} {median:8.3f} ({low:.3f} to {high:.3f})")
+    if arguments.output:
+        written = found[0] if len(found) == 1 else dict(zip(arguments.runs, found, strict=True))
+        Path(arguments.output).write_text(json.dumps(written, indent=2) + "\n")
+
+
+def summary(found: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Median, least and largest of each figure over runs."""
+    return {
+        name: {
+            key: (float(np.median(values)), min(values), max(values))
+            for key in found[0][name]
+            for values in [[figures[name][key] for figures in found]]
+        }
+        for name in found[0]
+    }
+
+
+def behavioral_gain(data: Prepared) -> np.ndarray:
+    """The simulator's gain by behaviour alone, (bins, U), in the bins of a prepared demo session.
+
+    The rates of the file hold the loss of spikes of some units too, which no behaviour predicts; the gain does not.
+
+    Raises
+    ------
+    ValueError
+        If the file's bins are not those that were prepared.
+    """
+    session = Session.load(data.spec.config.path)
+    gain = draw_units(data.name).gain(session.behavior["pupil"], session.behavior["eyevel"])
+    factor, binned = round(BIN_RATE / data.spec.bin_rate), np.empty((data.n_bins, data.n_units), np.float32)
+    prepared_trial, trial = np.asarray(data.trial), np.asarray(session.trial)
+    for one in np.unique(prepared_trial):
+        here = np.flatnonzero(prepared_trial == one)
+        source = np.flatnonzero(trial == one)[: factor * len(here)].reshape(len(here), factor)
+        if not np.allclose(session.true_rate[source].sum(1), np.asarray(data.true_rate)[here], rtol=1e-4):
+            raise ValueError(f"trial {one} of {data.spec.config.path} does not hold the bins of {data.name}")
+        binned[here] = gain[source].mean(1)
+    return binned
+
+
+def _figures(run: str, sessions: list[str] | None, data_dir: str | None) -> dict[str, dict[str, float]]:
+    """All figures of one twin, printed as they come."""
+    twin = load_twin(run)
+    configs = [s.config for s in twin.sessions if not sessions or s.name in sessions]
+    if data_dir:
+        configs = [c.model_copy(update={"path": str(Path(data_dir) / Path(c.path).name)}) for c in configs]
     prepared = prepare(configs)
     table = evaluate(twin, prepared, "val")
     good = {p.name: (table["fraction_of_oracle"] >= 0.6)[table["session"] == p.name] for p in prepared}
@@ -196,23 +258,7 @@ def main() -> None:
         figures[name] = {key: float(value) for key, value in figure().items()}
         for key, value in figures[name].items():
             print(f"{name:18} {key:70} {value:8.3f}", flush=True)
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def _true_log_gain(data: Prepared, bins: np.ndarray) -> np.ndarray:
-    """Log of the simulator's gain in some bins of a prepared demo session, up to a constant a unit."""
-    from_truth = np.log(np.maximum(np.asarray(data.true_rate)[bins], 1e-9))
-    units = draw_units(data.name)
-    context = round(0.2 * data.spec.bin_rate)
-    stimulus = np.asarray(data.source)[np.asarray(data.frame)]
-    drive = np.full((data.n_bins, data.n_units), np.nan)
-    for start in np.unique(data.run_start):
-        stop = int(data.run_stop[start])
-        grey = np.full((context, *stimulus.shape[1:]), GREY, np.uint8)
-        movie = np.concatenate([grey, stimulus[start:stop]])
-        drive[start:stop] = units.rate(movie, data.spec.bin_rate)[context:]
-    return from_truth - np.log(drive[bins] / data.spec.bin_rate)
+    return figures
 
 
 def _rates_of(simulator: Presenter, group, index: int, images: np.ndarray, options: ExcitingStimulus) -> np.ndarray:

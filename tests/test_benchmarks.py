@@ -1,5 +1,6 @@
 """The benchmarks run, in miniature: what they time is the same thing twice, and what they found can be read back."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -9,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from neurotwin.config import DatasetConfig
 from neurotwin.data.prepare import prepare
+from neurotwin.data.simulate import draw_units, simulate_session
 
 ROOT = Path(__file__).parent.parent
 MEASURING = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "TARGETS =" in path.read_text())
@@ -144,3 +148,29 @@ def test_the_page_names_every_target(load) -> None:
 def test_processes_of_their_own(load, tmp_path: Path) -> None:
     result = load("processes").measure(tmp_path, True)
     assert [row[0] for row in result.rows] == ["1 process", "2 processes"]
+
+
+def test_the_true_gain_is_that_of_behavior_alone(load, tmp_path: Path) -> None:
+    path = tmp_path / "ada_demo1.safetensors"
+    session = simulate_session("ada_demo1", n_trials={"backimage": 4, "gaborium": 1, "fixrsvp": 3})
+    session.save(path)
+    (data,) = prepare([
+        DatasetConfig.model_validate({
+            "session": "ada_demo1", "path": str(path), "sampling": {"source_rate": 240, "target_rate": 120},
+            "keys_lags": {"stim": ["0..7"]}, "transforms": {"stim": {"source": "stim", "ops": ["pixelnorm"]}},
+        })
+    ])  # fmt: skip
+    gain = load("experiments").behavioral_gain(data)
+    trial = np.asarray(session.trial) == data.trial[-1]
+    pupil, velocity = (np.asarray(session.behavior[name]) for name in ("pupil", "eyevel"))
+    expected = draw_units("ada_demo1").gain(pupil, velocity)[trial]
+    found = gain[np.asarray(data.trial) == data.trial[-1]]
+    np.testing.assert_allclose(found, (expected[::2] + expected[1::2])[: len(found)] / 2, rtol=1e-5)
+    other = dataclasses.replace(data, true_rate=data.true_rate[::-1])
+    with pytest.raises(ValueError, match="does not hold the bins of ada_demo1"):
+        load("experiments").behavioral_gain(other)
+
+
+def test_figures_of_several_runs_are_given_as_median_and_range(load) -> None:
+    found = [{"gratings": {"share": share, "error": -share}} for share in (0.5, 0.9, 0.6)]
+    assert load("experiments").summary(found) == {"gratings": {"share": (0.6, 0.5, 0.9), "error": (-0.6, -0.9, -0.5)}}

@@ -17,6 +17,7 @@ __all__ = [
     "Subspace",
     "gradients",
     "leading_subspace",
+    "low_pass",
     "low_passed",
     "measure_filters",
     "noise_movies",
@@ -110,13 +111,18 @@ def leading_subspace(samples: np.ndarray, k: int) -> Subspace:
     return Subspace(directions[:k].reshape(k, *samples.shape[1:]), energy[:k] / max(energy.sum(), 1e-300))
 
 
+def low_pass(height: int, width: int, cutoff: float) -> np.ndarray:
+    """exp(−(f/cutoff)⁴) over the frequencies of `numpy.fft.rfft2`, (H, W // 2 + 1); 1 for a cutoff of 0."""
+    f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    return np.exp(-((f / cutoff) ** 4)) if cutoff else np.ones_like(f)
+
+
 def low_passed(filters: np.ndarray, cutoff: float) -> np.ndarray:
     """Filters (..., H, W) times exp(−(f/cutoff)⁴) over spatial frequency f, cycles per pixel; a cutoff of 0: as are."""
     if not cutoff:
         return filters
     height, width = filters.shape[-2:]
-    f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    spectrum = np.fft.rfft2(filters) * np.exp(-((f / cutoff) ** 4))
+    spectrum = np.fft.rfft2(filters) * low_pass(height, width, cutoff)
     return np.fft.irfft2(spectrum, s=(height, width)).astype(filters.dtype)
 
 

@@ -11,11 +11,15 @@ from ..config import NonNegative, PositiveInt, register
 from ..data.clips import stream
 from ..models.network import Streamer, evaluating
 from .base import Experiment, Result
-from .maps import gradients, leading_subspace, low_passed, measure_filters, noise_movies
+from .gabor import fit_gabor, measure_gabor
+from .maps import Subspace, gradients, leading_subspace, low_passed, measure_filters, noise_movies
 from .presenter import Group, Presenter
 from .tables import UnitTable
 
 __all__ = ["ReceptiveField"]
+
+GABOR_DIRECTIONS = 16
+"""Leading directions of the gradients that the Gabor is fitted to."""
 
 
 @register("experiment", "receptive_field")
@@ -28,11 +32,14 @@ class ReceptiveField(Experiment):
     its training stimulus hardly held; filters are therefore low-passed in space. With method `noise`, the twin is shown
     white noise and the frames before each bin are averaged, weighted by its rate, as one does with spikes.
 
+    A Gabor with two phases in quadrature is fitted to the leading directions (:func:`~neurotwin.experiments.gabor.
+    fit_gabor`). It has fewer free numbers than the filters, so that less of the noise of an estimate is left in it.
+
     Where the recording is at hand, its own response-triggered average stands beside that of the twin's predictions of
     the same bins. Both keep the correlations of the stimulus, so that they can be compared with nothing undone.
     """
 
-    periods = {"orientation_deg": 180.0}
+    periods = {"orientation_deg": 180.0, "gabor_orientation_deg": 180.0}
 
     method: Literal["gradient", "noise"] = Field("gradient", description="How filters are estimated.")
     movies: Literal["auto", "natural", "noise"] = Field(
@@ -58,7 +65,12 @@ class ReceptiveField(Experiment):
             for index in group.sessions:
                 spec = presenter.spec(index)
                 subspaces, linear = self._filters(presenter, group, index)
-                rows = [measure_filters(filters, group.screen, strengths) for filters, strengths in subspaces]
+                gabors = [fit_gabor(subspace, self.cutoff) for subspace in subspaces]
+                subspaces = [Subspace(f[: self.n_filters], s[: self.n_filters]) for f, s in subspaces]
+                rows = [
+                    measure_filters(filters, group.screen, strengths) | measure_gabor(gabor, group.screen)
+                    for (filters, strengths), gabor in zip(subspaces, gabors, strict=True)
+                ]
                 columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
                 columns["explained"] = np.array([strengths.sum() for _, strengths in subspaces])
                 if self.recorded and index in presenter.prepared:
@@ -68,12 +80,13 @@ class ReceptiveField(Experiment):
                     result.arrays[f"predicted_average.{spec.name}"] = averages[1].astype(np.float32)
                 table.add(spec, columns)
                 result.arrays[f"filters.{spec.name}"] = np.stack([s[0] for s in subspaces]).astype(np.float32)
+                result.arrays[f"gabor_filters.{spec.name}"] = np.stack([g.filters for g in gabors]).astype(np.float32)
                 result.arrays[f"linear.{spec.name}"] = linear.astype(np.float32)
                 result.figures[f"filters.{spec.name}"] = _figure(result.arrays[f"filters.{spec.name}"], spec.unit_ids)
         filter_axes = ("lag", "channel", "y", "x")
         for name in result.arrays:
             units = f"unit.{name.split('.', 1)[1]}"
-            result.axes[name] = (units, *(("filter",) if name.startswith("filters.") else ()), *filter_axes)
+            result.axes[name] = (units, *(("filter",) if "filters." in name else ()), *filter_axes)
         result.tables["units"] = table.columns()
         return result
 
@@ -91,7 +104,7 @@ class ReceptiveField(Experiment):
         subspaces, linear = [], []
         for samples in gradients(presenter, group, index, movies.to(presenter.twin.like)):
             samples = low_passed(samples, self.cutoff)
-            subspaces.append(tuple(leading_subspace(samples, self.n_filters)))
+            subspaces.append(leading_subspace(samples, max(self.n_filters, GABOR_DIRECTIONS)))
             linear.append(samples.mean(0))
         return subspaces, np.stack(linear)
 
@@ -112,7 +125,7 @@ class ReceptiveField(Experiment):
         linear = (total / scale).reshape(-1, context + 1, *group.screen.frame_shape)
         linear = low_passed(linear, self.cutoff)
         norms = np.sqrt((linear**2).sum((1, 2, 3, 4), keepdims=True)).clip(1e-300)
-        return [((one / norm)[None], np.ones(1)) for one, norm in zip(linear, norms, strict=True)], linear
+        return [Subspace((one / norm)[None], np.ones(1)) for one, norm in zip(linear, norms, strict=True)], linear
 
 
 def _averages(presenter: Presenter, index: int) -> tuple[np.ndarray, np.ndarray]:
