@@ -5,6 +5,7 @@ import math
 import shutil
 import traceback
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -238,6 +239,18 @@ def test_only_readouts_of_sessions_in_the_step_change(configs):
         if name.startswith("per_session") and not torch.equal(value, before[name])
     }
     assert len(in_step) == 1 and changed == in_step
+
+
+def test_a_process_without_a_clip_leaves_sessions_that_are_not_in_the_step_alone(configs):
+    """A gradient of zeros would let the optimizer move them, on this process and on no other."""
+    data = make_data(configs, batch_size=8, steps_per_epoch=1)
+    module = make_model(data, config={key: value for key, value in MODEL.items() if key != "regularization"})
+    batch = replace(data.train_dataloader().batch(0), samples=())
+    module.trainer = make_trainer()
+    module._step_sessions = set(batch.sessions)
+    module.training_step(batch, 1).backward()
+    reached = {name for name, p in module.twin.named_parameters() if p.grad is not None}
+    assert {int(name.split(".")[1]) for name in reached if name.startswith("per_session")} == set(batch.sessions)
 
 
 def test_every_parameter_is_in_one_group_and_decay_is_for_weights(configs):

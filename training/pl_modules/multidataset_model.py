@@ -219,7 +219,7 @@ class MultiDatasetModel(pl.LightningModule):
         parts, losses = batch.samples, self._losses(batch.samples)
         if self.on_nan == "skip":
             parts, losses = self._without_bad(parts, losses, before)
-        nll = torch.stack(losses).sum() if losses else sum(0 * p.sum() for p in self.twin.parameters())
+        nll = torch.stack(losses).sum() if losses else sum(0 * p.sum() for p in self._active_parameters())
         penalty, terms = self.regularizers.penalty(self.current_epoch, active=batch.sessions)
         if self.twin.auxiliary_loss is not None and losses:
             penalty = penalty + self.twin.auxiliary_loss
