@@ -12,6 +12,9 @@ __all__ = ["dump_yaml", "has_key", "line_of", "read_yaml"]
 
 _LOADER, _DUMPER = (getattr(yaml, f"CSafe{kind}", getattr(yaml, f"Safe{kind}")) for kind in ("Loader", "Dumper"))
 """Those of libyaml, which are ten times as fast, where PyYAML was built with it."""
+_SHORT = 10_000
+"""Characters of a text that libyaml may read. It calls itself for every level of nesting, which takes a character at
+least, and some ten thousand levels end the process; what is longer is read by Python, which refuses them."""
 _MOST_VALUES = 1_000_000
 """Values in a file, those that aliases repeat counted each time: a few lines of aliases can stand for billions."""
 
@@ -35,7 +38,7 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
         reason = "it is a folder" if path.is_dir() else " ".join(str(error).split())
         raise ConfigError(f"{path}: cannot be read ({reason})") from None
     try:
-        loader = _LOADER(text)
+        loader = (_LOADER if len(text) < _SHORT else yaml.SafeLoader)(text)
         node = loader.get_single_node()
         _check(node, path, {}, set())
         data = None if node is None else loader.construct_document(node)

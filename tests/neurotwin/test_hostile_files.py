@@ -28,6 +28,8 @@ MODELS = {
     "a key twice": ("readout: gaussian\nconvnet: none\nreadout: linear\n", ":3: readout is given twice, first in line"),
     "a key twice further down": ("readout:\n  type: gaussian\n  type: linear\n", ":3: type is given twice"),
     "nested without end": ("readout: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "nested until a stack ends": ("readout: " + "[" * 100_000, "nested too deeply"),
+    "lists in lists in one line": ("readout:\n  " + "- " * 100_000, "nested too deeply"),
     "mappings without end": ("".join(f"{' ' * k}a:\n" for k in range(3000)), "nested too deeply"),
     "itself": ("readout: &a {params: *a}", "holds itself, through an alias"),
     "billions": (
