@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.experiments_recorded import around_saccades, stabilised
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.data.clips import stream
 from neurotwin.data.prepare import Prepared, prepare
@@ -254,6 +255,8 @@ def _figures(run: str, sessions: list[str] | None, data_dir: str | None) -> dict
         ("gratings", lambda: tuning(twin, prepared)),
         ("exciting_stimulus", lambda: exciting(twin, prepared)),
         ("ablation", lambda: behavior(twin, prepared)),
+        ("events", lambda: around_saccades(twin, prepared)),
+        ("counterfactual", lambda: stabilised(twin, prepared)),
     ):
         figures[name] = {key: float(value) for key, value in figure().items()}
         for key, value in figures[name].items():

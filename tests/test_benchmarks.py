@@ -171,6 +171,21 @@ def test_the_true_gain_is_that_of_behavior_alone(load, tmp_path: Path) -> None:
         load("experiments").behavioral_gain(other)
 
 
+def test_the_simulator_sees_what_another_gaze_would_see(load) -> None:
+    session = simulate_session("ada_demo1", n_trials={"backimage": 2, "gaborium": 1, "fixrsvp": 1})
+    rates, gaze = load("experiments_recorded").rates_of_gaze, np.asarray(session.behavior["eyepos"], float)
+    was = rates(session, None)
+    kept = session.true_rate * 240 / (1 - session.missing_pct / 100)
+    np.testing.assert_allclose(was, kept, rtol=1e-3)
+    free, shift = np.asarray(session.scene) >= 0, np.array([0.3, 0.0])
+    alike = lambda other: np.corrcoef(rates(session, other)[free].ravel(), was[free].ravel())[0, 1]  # noqa: E731
+    assert alike(gaze) > 0.999  # but for the rounding of stored pictures
+    assert alike(gaze + shift) < 0.9
+    moved = rates(session, gaze + shift)
+    fixed = ~free & (np.cumsum(free[::-1])[::-1] == free.sum())  # before the first picture
+    np.testing.assert_array_equal(moved[fixed], was[fixed])
+
+
 def test_figures_of_several_runs_are_given_as_median_and_range(load) -> None:
     found = [{"gratings": {"share": share, "error": -share}} for share in (0.5, 0.9, 0.6)]
     assert load("experiments").summary(found) == {"gratings": {"share": (0.6, 0.5, 0.9), "error": (-0.6, -0.9, -0.5)}}

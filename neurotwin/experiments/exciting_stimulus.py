@@ -47,7 +47,7 @@ class ExcitingStimulus(Experiment):
     seconds: float = Field(0.1, gt=0, description="image: how long it is shown, s.")
     n_steps: PositiveInt = Field(60, description="Steps of ascent.")
     step_size: float = Field(0.2, gt=0, description="Of the first step, in norms of the stimulus; falls to a tenth.")
-    n_starts: PositiveInt = Field(2, description="Starts from noise; the best is kept.")
+    n_starts: PositiveInt = Field(4, description="Starts from noise; the best is kept.")
     cutoff: NonNegative = Field(
         0.25, description="Steps are multiplied by exp(−(f/cutoff)⁴), f in cycles per pixel; 0: they are not."
     )

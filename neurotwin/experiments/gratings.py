@@ -33,9 +33,10 @@ class Gratings(Experiment):
 
     F0 is the mean rate over whole cycles and F1 the amplitude at the temporal frequency, both after the twin's memory
     has filled with the grating. A unit's response is F1 where F1 > F0 at its best grating (a simple cell, Skottun et
-    al. 1991), else F0 above the rate to grey. Preferred values are peaks of fitted curves, not of the grid. At what a
-    unit prefers, contrast, the diameter of a disc around its receptive field, and a second grating across the first are
-    varied.
+    al. 1991), else F0 above the rate to grey. Preferred values are peaks of fitted curves, not of the grid. Spatial
+    frequency is fitted to the mean over the preferred and the opposite direction of drift, in which a twin errs in
+    different ways. At what a unit prefers, contrast, the diameter of a disc around its receptive field, and a second
+    grating across the first are varied.
     """
 
     periods = {"preferred_direction_deg": 360.0, "preferred_orientation_deg": 180.0}
@@ -252,7 +253,9 @@ class _Preferred:
         response = np.where(simple, f1, evoked)
         curve = response[t, s, :, units].T
         directions = [fit_direction(grid.directions, values) for values in curve.T]
-        frequencies = [fit_frequency(grid.frequencies, values) for values in response[t, :, d, units]]
+        opposite = (d + len(grid.directions) // 2) % len(grid.directions)
+        both = (response[t, :, d, units] + response[t, :, opposite, units]) / 2
+        frequencies = [fit_frequency(grid.frequencies, values) for values in both]
         floor = np.maximum(curve, 0)
         ratio = np.divide(
             f1[t, s, d, units], f0[t, s, d, units], out=np.full(n_units, np.nan), where=f0[t, s, d, units] > 0

@@ -14,6 +14,7 @@ from neurotwin.experiments import (
     Presenter,
     ReceptiveField,
 )
+from neurotwin.experiments import gratings as gratings_module
 from neurotwin.experiments.maps import leading_subspace, overlap, place
 from neurotwin.experiments.presenter import Screen
 from neurotwin.experiments.tuning import fit_contrast, fit_direction, fit_frequency, gratings, orientation_selectivity
@@ -128,6 +129,19 @@ def test_direction_of_drift(linear):
     forward = np.minimum(turn, 360 - turn) < 20
     assert selective.any() and len(set(forward[selective].tolist())) == 1
     assert np.corrcoef(table["dsi"], linear.units.direction)[0, 1] > 0.6
+
+
+def test_both_directions_of_drift_tell_the_frequency():
+    """The two curves err to opposite sides, and the units that drift one way alone keep their own peak."""
+    frequencies = np.geomspace(0.05, 0.35, 9)
+    bump = lambda peak: np.exp(-((np.log2(frequencies / peak) / 0.8) ** 2) / 2)  # noqa: E731
+    f0 = np.ones((1, 9, 8, 2))
+    f0[0, :, 2, 0], f0[0, :, 6, 0] = 1 + 5 * bump(0.15), 1 + 4.9 * bump(0.12)
+    f0[0, :, 5, 1], f0[0, :, 1, 1] = 1 + 5 * bump(0.12), 1 + 0.05 * bump(0.3)
+    grid = gratings_module._Grid(45.0 * np.arange(8), frequencies, np.array([4.0]))
+    found = gratings_module._Preferred.of(grid, f0, np.zeros_like(f0), np.ones(2))
+    np.testing.assert_allclose(found.frequency, [np.sqrt(0.15 * 0.12), 0.12], rtol=0.02)
+    assert found.direction[0] == pytest.approx(90, abs=25)
 
 
 def test_gratings_by_hand():
