@@ -28,9 +28,9 @@ class FitOptions:
         Weights λ of ½ λ |z|², nats, strongest first. z are feature weights in units in which they are likely to have
         variance 1, see :func:`~neurotwin.transfer.prior.weight_root`.
     iterations
-        Of L-BFGS for each penalty, at most.
+        Steps for each penalty, at most: of Newton's method where it suits the model, else of L-BFGS.
     refinements
-        Of L-BFGS with positions free, at most.
+        Steps with positions free, at most.
     most_bins
         Training bins that are used; of more, evenly spaced ones.
     """
@@ -64,8 +64,8 @@ def fit_session(twin: TwinModel, index: int, bank: FeatureBank, options: FitOpti
     """Fit what a session has for itself, its adapter aside, by penalised maximum likelihood on cached features.
 
     Positions start where :func:`~neurotwin.transfer.prior.look_for_positions` puts them. With these held, weights are
-    fitted by L-BFGS for penalties from strong to weak, each from the one before, until validation has become worse
-    twice. Then positions are free too. What validation prefers is kept.
+    fitted for penalties from strong to weak, each from the one before, until validation has become worse twice. Then
+    positions are free too. What validation prefers is kept.
 
     Parameters
     ----------

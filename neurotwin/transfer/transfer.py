@@ -95,13 +95,7 @@ def transfer(
     SessionError
         If a recording is missing or broken.
     """
-    if not sessions:
-        raise ConfigError("transfer: no new session was given; give at least one")
-    if add and tune_part is not None:
-        raise ConfigError(f"--add keeps old readouts, which a tuned core would not suit; leave out --tune {tune_part}")
-    if tune_part is not None:
-        for member in twin.members:
-            check_tuned(member.network, tune_part)
+    _check_request(twin, sessions, tune_part, add)
     if len(twin.members) > 1:
         given = {"tune_part": tune_part, "add": add, "n_trials": n_trials, "minutes": minutes, "seed": seed}
         return _each_member(twin, sessions, **given, options=options, cache_dir=cache_dir)
@@ -132,6 +126,18 @@ def transfer(
     table = evaluate(result, prepared, "val")
     tested = tuple(session.name for session in prepared if has_part(session, "test"))
     return Transferred(twin=result, table=table, reports=reports, seconds=seconds, tested=tested)
+
+
+def _check_request(twin: TwinModel, sessions: Sequence[DatasetConfig], tune_part: str | None, add: bool) -> None:
+    """Refuse what cannot be done, before anything is prepared or fitted."""
+    if not sessions:
+        raise ConfigError("transfer: no new session was given; give at least one")
+    if tune_part is None:
+        return
+    if add:
+        raise ConfigError(f"--add keeps old readouts, which a tuned core would not suit; leave out --tune {tune_part}")
+    for member in twin.members:
+        check_tuned(member.network, tune_part)
 
 
 def _each_member(twin: TwinModel, sessions: Sequence[DatasetConfig], **given: Any) -> Transferred:
