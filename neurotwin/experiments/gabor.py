@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import Bounds, minimize
 from torch import Tensor
 
 from .maps import Subspace, low_pass, measure_filters
@@ -96,12 +96,12 @@ def fit_gabor(subspace: Subspace, cutoff: float = 0.0) -> Gabor:
     scaled = subspace.filters * np.sqrt(subspace.strengths)[:, None, None, None, None]
     samples = torch.from_numpy(scaled.astype(np.float64)).reshape(-1, shape[0] * shape[1], height * width)
     gain = torch.from_numpy(low_pass(height, width, cutoff))
-    longest, limits = max(height, width), [(-width / 2, width / 2), (-height / 2, height / 2)]
-    limits += [(np.log(0.8), np.log(longest / 4))] * 2 + [(None, None), (np.log(0.75 / longest), np.log(0.45))]
+    longest = max(height, width)
+    smallest, widest = np.log(0.8), np.log(longest / 4)
+    lowest = np.array([-width / 2, -height / 2, smallest, smallest, -np.inf, np.log(0.75 / longest)])
+    highest = np.array([width / 2, height / 2, widest, widest, np.inf, np.log(0.45)])
     size = np.log(np.clip(start[2], 1.2, longest / 7))
     first = np.array([start[0], start[1], size, size, np.deg2rad(start[3]), np.log(start[4])])
-    lowest = np.array([-np.inf if low is None else low for low, _ in limits])
-    highest = np.array([np.inf if high is None else high for _, high in limits])
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = torch.tensor(values, dtype=torch.float64, requires_grad=True)
@@ -109,9 +109,8 @@ def fit_gabor(subspace: Subspace, cutoff: float = 0.0) -> Gabor:
         held.backward()
         return held.item(), parameters.grad.numpy()
 
-    found = minimize(
-        loss, np.clip(first, lowest, highest), jac=True, method="L-BFGS-B", bounds=limits, options={"ftol": 1e-10}
-    )
+    first, bounds = np.clip(first, lowest, highest), Bounds(lowest, highest)
+    found = minimize(loss, first, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-10})
     parameters = torch.tensor(found.x, dtype=torch.float64)
     # The samples' complex frames are multiples of the conjugate of the leading eigenvector: a + ib.
     time = torch.linalg.eigh(_coupling(parameters, samples, gain))[1][:, -1].conj().reshape(shape[0], shape[1], 1, 1)
