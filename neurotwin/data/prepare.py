@@ -25,6 +25,7 @@ from ..likelihoods import ResponseStatistics
 from ..tensorfile import TensorFileError, load_arrays, load_metadata, save_arrays
 from .arrange import arrange, bin_stretches, outline_session, resolved
 from .formats import as_session_file
+from .pictures import ShownPictures, shown_pictures
 from .session import SPLITS, Session, SessionError
 from .spec import SessionSpec
 
@@ -32,7 +33,8 @@ __all__ = ["Prepared", "open_session", "outline", "prepare", "prepare_session"]
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 6
+_VERSION = 6  # of what the arrays mean: part of the key, by which a run knows that its recordings are the same
+_LAYOUT = 2  # of the file that holds them
 _LABELS = {
     "path", "directory", "data_dir", "lab", "eye", "visual", "qcmissing", "qccontam", "cidsqc", "cids_qc", "snr",
     "missingth", "contamth", "adapter", "readout",
@@ -81,6 +83,8 @@ class Prepared:
     stretches
         (R, 5) as kept in the prepared file, see :func:`~neurotwin.data.arrange.bin_stretches`. None in a copy with
         other arrays (`dataclasses.replace`): they are then found anew.
+    pictures
+        Of the training part, as kept in the prepared file; None in a copy. :meth:`shown` gives them in either case.
     """
 
     spec: SessionSpec
@@ -105,6 +109,7 @@ class Prepared:
     exposure: np.ndarray | None = None
     true_rate: np.ndarray | None = None
     stretches: np.ndarray | None = field(default=None, init=False)
+    pictures: ShownPictures | None = field(default=None, init=False)
 
     @property
     def name(self) -> str:
@@ -124,6 +129,15 @@ class Prepared:
     def trials(self, split: str) -> np.ndarray:
         """Trials that have a valid response in a part, sorted."""
         return np.unique(self.trial[(np.asarray(self.split) == SPLITS.index(split)) & (np.asarray(self.n_valid) > 0)])
+
+    def shown(self, split: str) -> ShownPictures:
+        """Which pictures a part shows, at most 1,000; for training, those that the prepared file keeps."""
+        if split == "train" and self.pictures is not None:
+            return self.pictures
+        return shown_pictures(
+            self.source, self.frame, bins=np.flatnonzero(np.asarray(self.split) == SPLITS.index(split)),
+            run=self.run_start, contrast=self.contrast, bin_rate=self.spec.bin_rate,
+        )  # fmt: skip
 
     def median_behavior(self) -> np.ndarray:
         """Median of each behaviour variable over the training bins, (K,), in the units that the model sees."""
@@ -221,15 +235,18 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     session = Session.load(path, verify=False)
     config = resolved(session, config)
     key = _key(path, config, dtype)
-    cached = folder / f"{config.session}-{key}.safetensors"
+    cached = folder / f"{config.session}-{key}-{_LAYOUT}.safetensors"
     try:
         if cached.exists():
             _verify_changed(path, cached)
         else:
             load_arrays(path)  # whole, against its checksum
             arrays, spec = arrange(session, config, dtype)
+            made = {name: array for name, array in arrays.items() if name != "stimulus"}
+            shown = Prepared(spec=spec, source=arrays.get("stimulus", session.stimulus), **made).shown("train")
             arrays["stretches"] = bin_stretches(arrays["run_start"], arrays["split"], arrays["n_valid"])
-            save_arrays(cached, arrays, {"spec": spec.to_json() | {"config": None}})
+            arrays |= {"pictures": shown.hashes, "still": shown.still}
+            save_arrays(cached, arrays, {"spec": spec.to_json() | {"config": None}, "pictures": shown.total})
             _note(path, cached)
         arrays, metadata = load_arrays(cached, verify=False)
     except TensorFileError as error:
@@ -242,8 +259,10 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
         ) from None
     spec = SessionSpec.from_json(metadata["spec"] | {"config": {}})
     source, stretches = arrays.pop("stimulus", session.stimulus), arrays.pop("stretches")
+    pictures = ShownPictures(hashes=arrays.pop("pictures"), still=arrays.pop("still"), total=metadata["pictures"])
     prepared = Prepared(spec=replace(spec, subject=config.subject, config=config), source=source, key=key, **arrays)
     object.__setattr__(prepared, "stretches", stretches)
+    object.__setattr__(prepared, "pictures", pictures)
     return prepared
 
 
