@@ -44,6 +44,7 @@ from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 from neurotwin.files import write_json, write_text
 from neurotwin.metrics import summarize_table
 from neurotwin.models import check_run, load_twin
+from neurotwin.transfer.checks import shown_before
 
 from . import MultiDatasetDM, MultiDatasetModel, flags
 from .augmentation import Augment
@@ -114,6 +115,9 @@ def train(arguments: Arguments, signals: StopSignals | None = None, log: RunLog 
         batch_size = batch_of_run(arguments, name, launch.n_processes)
         data = make_data(arguments, model_config, changes, batch_size)
         model = make_model(arguments, model_config, pretrained, data)
+    for prepared in data.sessions if model.twin.pictures and not launch.rank else ():
+        if line := shown_before(model.twin, prepared):
+            logger.warning(line)
     if arguments.find_lr:
         return find_rate(arguments, launch, model, data)
     step = StepSize.of(batch_size, data.table.length, launch.n_processes, arguments.accumulate_grad_batches)

@@ -6,13 +6,14 @@ Thresholds stand beside the checks, and their reasons in ``docs/audit.md``.
 
 import html
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..config import DatasetConfig
+from ..data.pictures import ShownPictures
 from ..data.prepare import open_session, prepare_session
 from ..data.session import SessionError
 from ..models import load_twin
@@ -83,7 +84,10 @@ def audited(config: DatasetConfig) -> Recording:
     )  # fmt: skip
 
 
-def audit(recordings: Sequence[Recording], *, known: Sequence[tuple[str, Pictures]] = ()) -> Audit:
+def audit(
+    recordings: Sequence[Recording], *, known: Sequence[tuple[str, Pictures]] = (),
+    hashed: Mapping[str, ShownPictures] | None = None,
+) -> Audit:  # fmt: skip
     """Audit recordings that are used together.
 
     Parameters
@@ -92,6 +96,8 @@ def audit(recordings: Sequence[Recording], *, known: Sequence[tuple[str, Picture
         At least one.
     known
         Name and pictures of each session that a checkpoint was trained on.
+    hashed
+        Pictures of further such sessions by name, of which the checkpoint has kept the hashes.
 
     Examples
     --------
@@ -106,7 +112,7 @@ def audit(recordings: Sequence[Recording], *, known: Sequence[tuple[str, Picture
     """
     if not recordings:
         raise SessionError("nothing to audit; give at least one session")
-    findings = [*check_scales(recordings), *check_duplicates(recordings, known)]
+    findings = [*check_scales(recordings), *check_duplicates(recordings, known, hashed)]
     for recording in recordings:
         activity = measure_activity(recording)
         findings += [finding for check in ACTIVITY_CHECKS for finding in check(recording, activity)]
@@ -128,13 +134,13 @@ def audit_configs(
     CheckpointError
         If the checkpoint cannot be opened.
     """
-    known, notes = ([], []) if checkpoint is None else _trained_on(checkpoint)
+    known, hashed, notes = ([], {}, []) if checkpoint is None else _trained_on(checkpoint)
     recordings = []
     for index, config in enumerate(configs):
         if progress is not None:
             progress(index, len(configs), config.session)
         recordings.append(audited(config))
-    result = audit(recordings, known=known)
+    result = audit(recordings, known=known, hashed=hashed)
     return Audit(result.sessions, result.findings, tuple(notes))
 
 
@@ -171,16 +177,24 @@ def _rows(result: Audit) -> list[dict[str, str]]:
     return [{title: getattr(finding, name) for title, name in names.items()} for finding in result.findings]
 
 
-def _trained_on(checkpoint: str | Path) -> tuple[list[tuple[str, Pictures]], list[str]]:
-    """Pictures of the sessions of a checkpoint whose data are at hand, and a line for each of the others."""
-    known, notes = [], []
-    for spec in load_twin(checkpoint).sessions:
-        path = spec.config.path
-        if path is None or not Path(path).exists():
-            notes.append(
-                f"not compared with session {spec.name!r} of {checkpoint}: its data are not at {path}; put them there"
-            )
+def _trained_on(
+    checkpoint: str | Path,
+) -> tuple[list[tuple[str, Pictures]], dict[str, ShownPictures], list[str]]:
+    """Pictures of the sessions of a checkpoint whose data are at hand, hashes of the others, and a line for each."""
+    twin = load_twin(checkpoint)
+    known, hashed, notes = [], dict(twin.pictures), []
+    places = {spec.name: spec.config.path for spec in twin.sessions}
+    for spec in twin.sessions:
+        if places[spec.name] is not None and Path(places[spec.name]).exists():
+            known.append((spec.name, pictures_of(audited(spec.config))))
+            hashed.pop(spec.name, None)
+    for name in [*hashed, *(name for name in places if name not in hashed and name not in dict(known))]:
+        where = f"its data are not at {places[name]}" if places.get(name) else "where its data lie is not known"
+        if name in hashed:
+            kept, total = len(hashed[name]), hashed[name].total
+            how = f"compared by the hashes of {kept} of {total} pictures" if total else "no picture of it can recur"
+            notes.append(f"session {name!r} of {checkpoint}: {where}; {how}")
+        else:
+            notes.append(f"not compared with session {name!r} of {checkpoint}: {where}; put them there")
             logger.warning(notes[-1])
-            continue
-        known.append((spec.name, pictures_of(audited(spec.config))))
-    return known, notes
+    return known, hashed, notes

@@ -151,8 +151,7 @@ def _hashed_before(session: str, split: str, part: Pictures, known: Mapping[str,
         return []
     return [Finding(
         "duplicates", "error", session, f"{split} pictures",
-        f"{'about ' * seen.estimated}{seen.found} of {seen.total} pictures, r ≥ {seen.correlation:.4f}",
-        f"they were shown in what the checkpoint was trained on ({seen.session!r}{f' and {seen.others} more' * bool(seen.others)}), "
-        "whose hashes it holds, so a model that starts from it is scored on what it learnt; give these trials to training "
-        "with Session(split=...)",
+        f"{seen.count} pictures, r ≥ {seen.correlation:.4f}",
+        f"the checkpoint was trained on them ({seen.where}, by the hashes that it holds), so a model that starts from it "
+        "is scored on what it learnt; give their trials to training with Session(split=...)",
     )]  # fmt: skip

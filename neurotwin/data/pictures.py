@@ -74,6 +74,16 @@ class Familiar:
     correlation: float
     estimated: bool
 
+    @property
+    def count(self) -> str:
+        """How many of how many."""
+        return f"{'about ' * self.estimated}{self.found} of {self.total}"
+
+    @property
+    def where(self) -> str:
+        """In which sessions."""
+        return f"session {self.session!r}" + f" and {self.others} more" * bool(self.others)
+
 
 def shown_pictures(
     source: np.ndarray, frame: np.ndarray, *, bins: np.ndarray, run: np.ndarray, contrast: np.ndarray, bin_rate: float

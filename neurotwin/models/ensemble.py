@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..checkpoint_file import CheckpointError
 from ..clip import Clip
 from ..config import define
+from ..data.pictures import ShownPictures, all_shown
 from ..data.spec import SessionSpec
 from ..likelihoods import Likelihood
 from ..tensorfile import format_fault
@@ -18,7 +19,7 @@ from .twin import TwinModel
 
 __all__ = ["ENSEMBLE_FORMAT", "Ensemble"]
 
-ENSEMBLE_FORMAT = "neurotwin-ensemble-1"
+ENSEMBLE_FORMAT = "neurotwin-ensemble-2"
 
 
 class Ensemble(TwinModel):
@@ -110,6 +111,16 @@ class Ensemble(TwinModel):
             )
             for number, network in enumerate(self.networks)
         )  # fmt: skip
+
+    @property
+    def pictures(self) -> Mapping[str, ShownPictures]:  # type: ignore[override]
+        """Hashes of the pictures that some member was trained on, by session; to set them sets those of each."""
+        return all_shown([network.pictures for network in self.networks])
+
+    @pictures.setter
+    def pictures(self, known: Mapping[str, ShownPictures]) -> None:
+        for network in self.networks:
+            network.pictures = known
 
     @property
     def alone(self) -> tuple[TwinModel, ...]:

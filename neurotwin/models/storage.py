@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..checkpoint_file import CheckpointError, find_checkpoint, read_checkpoint
 from ..config import DatasetConfig, ModelConfig, noticing
+from ..data.pictures import unpack
 from ..data.prepare import outline
 from ..tensorfile import TensorFileError, format_fault, load_arrays
 from .ensemble import ENSEMBLE_FORMAT, Ensemble
-from .twin import TWIN_FORMAT, TwinModel
+from .twin import PICTURES, TWIN_FORMAT, TwinModel
 
 __all__ = ["READERS", "check_run", "load_twin"]
 
@@ -50,9 +51,16 @@ def load_twin(path: str | Path) -> TwinModel:
             text, prefix = checkpoint["twin"], "twin."
             weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
             weights |= checkpoint.get("averaged", {})
+            pictures = dict(checkpoint.get("pictures", {}))
+            counts = pictures.pop("counts", [])
         else:
             arrays, metadata = load_arrays(path)
             text, weights = metadata["twin"], {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+            held = [name for name in weights if name.startswith(PICTURES)]
+            pictures, counts = (
+                {name.removeprefix(PICTURES): weights.pop(name) for name in held},
+                metadata.get("pictures"),
+            )
         description = json.loads(text)
         found = str(description.get("format"))
         if found not in READERS:
@@ -60,6 +68,8 @@ def load_twin(path: str | Path) -> TwinModel:
             current, cure = (ENSEMBLE_FORMAT, "make it anew") if of_ensemble else (TWIN_FORMAT, "train it anew")
             raise CheckpointError(format_fault(found, current, cure))
         twin = READERS[found](description, weights)
+        if pictures:  # twins of older formats have none
+            twin.pictures = unpack(pictures, counts)
     except CheckpointError as error:
         text = str(error)
         raise CheckpointError(text if text.startswith(str(path)) else f"{path}: {text}") from None
@@ -83,8 +93,22 @@ def _read_ensemble(description: Mapping[str, Any], weights: Mapping[str, Tensor]
     return ensemble
 
 
+def _read_twin_3(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> TwinModel:
+    """A twin without hashes of the pictures of its training; nothing else is different."""
+    return _read_twin({**description, "format": TWIN_FORMAT}, weights)
+
+
+def _read_ensemble_1(description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Ensemble:
+    """An ensemble of twins of format 3."""
+    known = {"neurotwin-twin-3": TWIN_FORMAT}
+    members = [member | {"format": known.get(member["format"])} for member in description["members"]]
+    return _read_ensemble({**description, "format": ENSEMBLE_FORMAT, "members": members}, weights)
+
+
 READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], TwinModel]] = {
+    "neurotwin-twin-3": _read_twin_3,
     TWIN_FORMAT: _read_twin,
+    "neurotwin-ensemble-1": _read_ensemble_1,
     ENSEMBLE_FORMAT: _read_ensemble,
 }
 """What opens a twin of each format, from its description and weights.

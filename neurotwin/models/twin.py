@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
@@ -10,19 +11,28 @@ import torch
 
 from ..checkpoint_file import CheckpointError
 from ..config import ModelConfig
+from ..data.pictures import ShownPictures, pack
 from ..data.spec import SessionSpec
 from ..tensorfile import format_fault, save_arrays
 from .inputs import Movie, Predictable, RecordedSession, check_chunk, is_recording, open_movie, open_recording
 from .network import CORE_PARTS, Network, Streamer, evaluating, mean_of
 from .prediction import Drawing, Draws, Prediction
 
-__all__ = ["TWIN_FORMAT", "TwinModel"]
+__all__ = ["PICTURES", "TWIN_FORMAT", "TwinModel", "checkpoint_entries", "write_twin"]
 
-TWIN_FORMAT = "neurotwin-twin-3"
+TWIN_FORMAT = "neurotwin-twin-4"
+PICTURES = "pictures."
+"""What the names of arrays that are no weights start with."""
 
 
 class TwinModel(Network):
     """A digital twin of the units of some sessions; see :class:`~neurotwin.models.network.Network`.
+
+    Attributes
+    ----------
+    pictures
+        Hashes of the pictures that the core was trained on, by session. They are data and no part of the weights. They
+        stay when a session is left out, because the core still knows what it learned from it.
 
     Examples
     --------
@@ -36,6 +46,8 @@ class TwinModel(Network):
     >>> twin.predict(np.zeros((10, 12, 12), np.uint8), session="ada_0501", bin_rate=60.0).shape
     (10, 2)
     """
+
+    pictures: Mapping[str, ShownPictures] = MappingProxyType({})
 
     def __repr__(self) -> str:
         first, count = self.sessions[0], sum(parameter.numel() for parameter in self.parameters())
@@ -204,6 +216,7 @@ class TwinModel(Network):
         weights = old.state_dict()
         if {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in new.state_dict().items()}:
             new.load_state_dict(weights)
+        twin.pictures = self.pictures
         return twin.to(self.like.device).train(self.training)
 
     def without(self, sessions: Sequence[str]) -> "TwinModel":
@@ -223,13 +236,12 @@ class TwinModel(Network):
             getattr(twin, part).load_state_dict(getattr(self, part).state_dict())
         for module, index in zip(twin.per_session, kept, strict=True):
             module.load_state_dict(self.per_session[index].state_dict())
+        twin.pictures = self.pictures
         return twin.to(self.like.device).train(self.training)
 
     def save(self, path: str | Path) -> Path:
         """Write weights and description to one safetensors file with checksums, and return its path."""
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in self.state_dict().items()}
-        description = self.describe()
-        save_arrays(path, arrays, {"format": description["format"], "twin": json.dumps(description)})
+        write_twin(self, path, self.describe())
         return Path(path)
 
     def _predict_recording(self, recorded: RecordedSession, chunk: int) -> Prediction:
@@ -259,3 +271,19 @@ class TwinModel(Network):
         if part is not None:
             raise ValueError(f"part={part!r}: an array has no parts; predict a recording, or its name")
         return open_movie(self, stimulus, behavior, responses, session=session, bin_rate=bin_rate, chunk=chunk)
+
+
+def write_twin(twin: TwinModel, path: str | Path, description: Mapping[str, Any]) -> None:
+    """Write a twin under a description, which is its own or one with less in it."""
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in twin.state_dict().items()}
+    pictures, counts = pack(twin.pictures)
+    arrays |= {PICTURES + name: array for name, array in pictures.items()}
+    metadata = {"format": description["format"], "twin": json.dumps(description), "pictures": counts}
+    save_arrays(path, arrays, metadata)
+
+
+def checkpoint_entries(twin: TwinModel) -> dict[str, Any]:
+    """What a training checkpoint holds of a twin beside its weights; `load_twin` reads it."""
+    pictures, counts = pack(twin.pictures)
+    arrays = {name: torch.from_numpy(array) for name, array in pictures.items()}
+    return {"twin": json.dumps(twin.describe()), "pictures": arrays | {"counts": counts}}

@@ -1,6 +1,5 @@
 """Twins by name and revision, in a folder that others can read, or on the Hugging Face hub."""
 
-import json
 import os
 import re
 import shutil
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
-from ..models import TwinModel, load_twin
-from ..tensorfile import save_arrays
+from ..models import load_twin
+from ..models.twin import write_twin
 from .bundle import CARD, GOLDEN, MANIFEST, TWIN, SharingError, read_bundle, write_bundle
 from .card import model_card
 from .golden import write_golden
@@ -58,7 +57,7 @@ def push(run: str | Path, name: str, to: str | Path, *, api: Any = None) -> str:
         (Path(to) / name).mkdir(parents=True, exist_ok=True)
     with _working_folder(Path(to) / name if not hub else Path.cwd()) as folder:
         twin = load_twin(run)
-        _save_without_places(twin, folder / TWIN)
+        write_twin(twin, folder / TWIN, _without_places(twin.describe()))
         write_golden(load_twin(folder / TWIN), folder / GOLDEN)
         write_text(folder / CARD, model_card(run, f"{name}@{revision or _LATEST}"))
         content = write_bundle(folder)
@@ -163,14 +162,8 @@ def _deliver(folder: Path, name: str, revision: str, output: str | Path | None) 
     return f"{name}@{revision}", target
 
 
-def _save_without_places(twin: TwinModel, path: Path) -> None:
-    """Save a twin whose description does not say where its recordings lay."""
-    description = _without_places(twin.describe())
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in twin.state_dict().items()}
-    save_arrays(path, arrays, {"format": description["format"], "twin": json.dumps(description)})
-
-
 def _without_places(value: Any) -> Any:
+    """A description that does not say where recordings lay."""
     if isinstance(value, dict):
         is_config = {"session", "path", "data_dir"} <= value.keys()
         hidden = dict.fromkeys(("path", "directory", "data_dir")) if is_config else {}

@@ -1,10 +1,12 @@
 """Whether a new session is like those that a core was trained on; each refusal says what to change."""
 
 from ..config import ConfigError
+from ..data.pictures import familiar
+from ..data.prepare import Prepared
 from ..data.spec import SessionSpec
 from ..models.twin import TwinModel
 
-__all__ = ["check_new"]
+__all__ = ["check_new", "shown_before"]
 
 _SAME_SCALE = 0.05
 
@@ -70,3 +72,24 @@ def _span(spec: SessionSpec) -> tuple[float, float]:
 
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(dict.fromkeys(names)) or "nothing"
+
+
+def shown_before(twin: TwinModel, prepared: Prepared) -> str | None:
+    """One line about pictures of a session's validation and test part that the core was trained on; None without.
+
+    Frames of other numbers of channels are not compared.
+    """
+    if prepared.spec.frame_shape[0] != twin.sessions[0].frame_shape[0]:
+        return None
+    found, where = [], ""
+    for split, part in (("validation", "val"), ("test", "test")):
+        seen = familiar(prepared.shown(part), twin.pictures)
+        if seen is not None:
+            found.append(f"{'about ' * seen.estimated}{seen.found} of {seen.total} {split} pictures")
+            where = f"session {seen.session}" + f" and {seen.others} more" * bool(seen.others)
+    if not found:
+        return None
+    return (
+        f"session {prepared.name}: {' and '.join(found)} were shown in the training of the core ({where}), so scores on "
+        "them are too good; give their trials to training (Session(split=...)), or take a core trained without them"
+    )

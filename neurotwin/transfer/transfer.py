@@ -13,12 +13,13 @@ import numpy as np
 from ..analysis.evaluate import evaluate
 from ..config import ConfigError, DatasetConfig, load_dataset_configs
 from ..data.clips import has_part
+from ..data.pictures import all_shown
 from ..data.prepare import Prepared, open_session, prepare
 from ..data.session import SessionError
 from ..metrics.table import Table
 from ..models.ensemble import Ensemble
 from ..models.twin import TwinModel
-from .checks import check_new
+from .checks import check_new, shown_before
 from .features import feature_bank
 from .fit import FitOptions, FitReport, fit_session
 from .tune import check_tuned, tune
@@ -65,6 +66,7 @@ def transfer(
     The features of the core are computed once per session and kept in a file. Then everything that a session has for
     itself is fitted to convergence (:func:`~neurotwin.transfer.fit.fit_session`), with penalties chosen by its
     validation part. The core's weights and running statistics stay as they are, to the last bit, unless it is tuned.
+    Where validation or test show pictures that the core was trained on, a warning says so.
 
     Parameters
     ----------
@@ -96,10 +98,22 @@ def transfer(
         If a recording is missing or broken.
     """
     _check_request(twin, sessions, tune_part, add)
+    prepared = prepare(sessions)
+    for session in prepared:
+        if line := shown_before(twin, session):
+            logger.warning(line)
+    given = {"tune_part": tune_part, "add": add, "n_trials": n_trials, "minutes": minutes, "seed": seed}
+    return _transfer(twin, prepared, **given, options=options, cache_dir=cache_dir)
+
+
+def _transfer(
+    twin: TwinModel, prepared: Sequence[Prepared], *, tune_part: str | None, add: bool, n_trials: int | None,
+    minutes: float | None, seed: int, options: FitOptions | None, cache_dir: str | Path | None,
+) -> Transferred:  # fmt: skip
+    """Fit prepared sessions; each member of an ensemble by itself."""
     if len(twin.members) > 1:
         given = {"tune_part": tune_part, "add": add, "n_trials": n_trials, "minutes": minutes, "seed": seed}
-        return _each_member(twin, sessions, **given, options=options, cache_dir=cache_dir)
-    prepared = prepare(sessions)
+        return _each_member(twin, prepared, **given, options=options, cache_dir=cache_dir)
     for session in prepared:
         if not has_part(session, "val"):
             raise SessionError(
@@ -121,6 +135,7 @@ def transfer(
     if tune_part is not None:
         start = time.perf_counter()
         tune(result.to(device), used, tune_part, seed=seed)
+        result.pictures = all_shown([result.pictures, {part.name: part.shown("train") for part in used}])
         seconds["tune"] = time.perf_counter() - start
     result.cpu().eval()
     table = evaluate(result, prepared, "val")
@@ -140,15 +155,15 @@ def _check_request(twin: TwinModel, sessions: Sequence[DatasetConfig], tune_part
         check_tuned(member.network, tune_part)
 
 
-def _each_member(twin: TwinModel, sessions: Sequence[DatasetConfig], **given: Any) -> Transferred:
+def _each_member(twin: TwinModel, prepared: Sequence[Prepared], **given: Any) -> Transferred:
     """Transfer each member of an ensemble; an ensemble of what they become."""
     names = twin.names
-    parts = [transfer(member.network, sessions, **given) for member in twin.members]
+    parts = [_transfer(member.network, prepared, **given) for member in twin.members]
     ensemble = Ensemble([part.twin for part in parts], names).eval()
     named = list(zip(names, parts, strict=True))
     return Transferred(
         twin=ensemble,
-        table=evaluate(ensemble, prepare(sessions), "val"),
+        table=evaluate(ensemble, prepared, "val"),
         reports={f"{key}, {name}": report for name, part in named for key, report in part.reports.items()},
         seconds={f"{key}, {name}": time for name, part in named for key, time in part.seconds.items()},
         tested=parts[0].tested,

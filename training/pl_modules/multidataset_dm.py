@@ -15,6 +15,7 @@ import torch
 from neurotwin.clip import Sample
 from neurotwin.config import DatasetConfig, load_dataset_configs
 from neurotwin.data.clips import ClipTable, clip_table, show, stream
+from neurotwin.data.pictures import ShownPictures, all_shown
 from neurotwin.data.prepare import Prepared, prepare
 from neurotwin.data.spec import SessionSpec
 from neurotwin.likelihoods import ResponseStatistics
@@ -272,6 +273,12 @@ class MultiDatasetDM(pl.LightningDataModule):
         """The training responses of every session in short, from which a model starts."""
         self.setup()
         return [prepared.statistics() for prepared in self.sessions]
+
+    def pictures(self) -> dict[str, ShownPictures]:
+        """Which pictures each session shows in training, by name; with a teacher, also those learned from it alone."""
+        self.setup()
+        sessions = self.sessions if self.lessons is None else self.lessons.sessions
+        return all_shown([{prepared.name: prepared.shown("train")} for prepared in sessions])
 
     def train_dataloader(self) -> ClipLoader:
         """Micro-batches from where training stands to the end of its epoch."""

@@ -1,6 +1,5 @@
 """The model in training: loss, optimizer groups, metrics of the run."""
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -26,12 +25,13 @@ from neurotwin.config import (
     recording_reads,
     unread_keys,
 )
+from neurotwin.data.pictures import all_shown
 from neurotwin.data.spec import SessionSpec
 from neurotwin.likelihoods import ResponseStatistics
 from neurotwin.metrics.table import summarize
 from neurotwin.models.network import CORE_PARTS, Streamer
 from neurotwin.models.parameters import describe_parameters
-from neurotwin.models.twin import TwinModel
+from neurotwin.models.twin import TwinModel, checkpoint_entries
 from neurotwin.processes import all_gather, all_reduce_sum
 
 from ..processes import Late, reduce_gradients
@@ -39,7 +39,7 @@ from ..regularizers import Regularizers
 from ..schedulers import largest_rate, make_scheduler
 from ..seams import micro_batches_done, optimizer_steps_now
 from ..teacher import learned_pairs, loss_of
-from .multidataset_dm import TrainingBatch
+from .multidataset_dm import MultiDatasetDM, TrainingBatch
 from .pretrained import load_pretrained, open_pretrained
 
 __all__ = ["MultiDatasetModel", "NonFiniteLossError"]
@@ -192,7 +192,10 @@ class MultiDatasetModel(pl.LightningModule):
         return self.twin(clips)
 
     def on_fit_start(self) -> None:
-        """Compile the core, if that was asked for and helps on this device."""
+        """Note which pictures the core is shown. Compile it, if that was asked for and helps on this device."""
+        data = self.trainer.datamodule
+        if isinstance(data, MultiDatasetDM) and self.frozen != CORE_PARTS:
+            self.twin.pictures = all_shown([self.twin.pictures, data.pictures()])
         if self.compile_core and self.device.type == "cpu" and not self.twin.is_recurrent:
             logger.warning("not compiled: on a CPU it only speeds up recurrent cores (docs/performance.md)")
         elif self.compile_core:
@@ -351,7 +354,7 @@ class MultiDatasetModel(pl.LightningModule):
         self._read_votes(behind=0)
         if bad := [name for name, value in self.state_dict().items() if not value.isfinite().all()]:
             raise NonFiniteLossError(f"{bad[0]} is no longer finite after step {self.trainer.global_step}")
-        checkpoint["twin"] = json.dumps(self.twin.describe())
+        checkpoint.update(checkpoint_entries(self.twin))
         checkpoint["run"] = {
             "train_sums": all_gather(self._train_sums.to(self.device)).tolist(),
             "skipped": self.skipped,

@@ -45,6 +45,8 @@ def open_pretrained(path: str | Path) -> TwinModel:
 def load_pretrained(twin: TwinModel, source: TwinModel, path: str | Path, *, exact: tuple[str, ...]) -> None:
     """Start a model from the core of a trained one, and from its parts of the sessions that both know.
 
+    The hashes of the pictures that this core was trained on come with it.
+
     A part is taken over only where both models describe it equally: arrays of equal shapes are not enough, because a
     core under another norm, pool or activation computes something else. Sessions are known by name and unit ids.
 
@@ -68,6 +70,7 @@ def load_pretrained(twin: TwinModel, source: TwinModel, path: str | Path, *, exa
     if difference := _first_of_sessions(twin.sessions, source.sessions, _entrance):
         raise ConfigError(f"{path}: does not fit: {difference}; prepare the sessions as those of its training")
     shared = _take_core(twin, source, path, exact)
+    twin.pictures = source.pictures
     taken = _take_sessions(twin, source, path)
     logger.info(
         "%s: starting from its %s, and its parts of %d of %d sessions", path, ", ".join(shared), taken,
