@@ -152,6 +152,6 @@ def _hashed_before(session: str, split: str, part: Pictures, known: Mapping[str,
     return [Finding(
         "duplicates", "error", session, f"{split} pictures",
         f"{seen.count} pictures, r ≥ {seen.correlation:.4f}",
-        f"the checkpoint was trained on them ({seen.where}, by the hashes that it holds), so a model that starts from it "
-        "is scored on what it learnt; give their trials to training with Session(split=...)",
+        f"the checkpoint was trained on them ({seen.where}, by its hashes), so a model that starts from it is scored "
+        "on what it learnt; give their trials to training with Session(split=...)",
     )]  # fmt: skip

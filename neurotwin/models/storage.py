@@ -57,10 +57,8 @@ def load_twin(path: str | Path) -> TwinModel:
             arrays, metadata = load_arrays(path)
             text, weights = metadata["twin"], {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
             held = [name for name in weights if name.startswith(PICTURES)]
-            pictures, counts = (
-                {name.removeprefix(PICTURES): weights.pop(name) for name in held},
-                metadata.get("pictures"),
-            )
+            pictures = {name.removeprefix(PICTURES): weights.pop(name) for name in held}
+            counts = metadata.get("pictures", [])
         description = json.loads(text)
         found = str(description.get("format"))
         if found not in READERS:

@@ -81,15 +81,12 @@ def shown_before(twin: TwinModel, prepared: Prepared) -> str | None:
     """
     if prepared.spec.frame_shape[0] != twin.sessions[0].frame_shape[0]:
         return None
-    found, where = [], ""
-    for split, part in (("validation", "val"), ("test", "test")):
-        seen = familiar(prepared.shown(part), twin.pictures)
-        if seen is not None:
-            found.append(f"{'about ' * seen.estimated}{seen.found} of {seen.total} {split} pictures")
-            where = f"session {seen.session}" + f" and {seen.others} more" * bool(seen.others)
-    if not found:
+    parts = {"validation": prepared.shown("val"), "test": prepared.shown("test")}
+    found = {name: familiar(part, twin.pictures) for name, part in parts.items()}
+    texts = [f"{seen.count} {name} pictures in {seen.where}" for name, seen in found.items() if seen is not None]
+    if not texts:
         return None
     return (
-        f"session {prepared.name}: {' and '.join(found)} were shown in the training of the core ({where}), so scores on "
-        "them are too good; give their trials to training (Session(split=...)), or take a core trained without them"
+        f"session {prepared.name}: the core was trained on {' and on '.join(texts)}, so scores on them are too good; "
+        "give their trials to training with Session(split=...), or take a core that has not seen them"
     )
