@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,11 @@ from scipy.stats import nbinom
 
 from neurotwin.analysis.audit import Recording, audit, audit_configs, audit_html, audit_text, audited
 from neurotwin.analysis.audit_base import log_chance_of_none
-from neurotwin.analysis.audit_stimuli import fingerprints, pictures_of
+from neurotwin.analysis.audit_stimuli import pictures_of
 from neurotwin.cli import main
 from neurotwin.config import DatasetConfig, load_dataset_configs
+from neurotwin.data.fingerprints import fingerprints
+from neurotwin.data.prepare import prepare_session
 from neurotwin.data.session import Session, SessionError
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
 
@@ -367,7 +370,7 @@ def test_the_command_tells_by_its_exit_code(folder, capsys):
 def test_the_command_compares_with_a_checkpoint(folder, monkeypatch, capsys):
     (old, new) = load_dataset_configs(folder / "configs")
     gone = old.model_copy(update={"session": "gone_1", "path": str(folder / "gone.safetensors")})
-    twin = SimpleNamespace(sessions=[SimpleNamespace(name=c.session, config=c) for c in (old, gone)])
+    twin = SimpleNamespace(sessions=[SimpleNamespace(name=c.session, config=c) for c in (old, gone)], pictures={})
     monkeypatch.setattr("neurotwin.analysis.audit.load_twin", lambda path: twin)
     trained, shown = audited(old), audited(new)
     lesson, exam = trained.trial[trained.split == 0][0], shown.trial[shown.split == 1][0]
@@ -379,6 +382,33 @@ def test_the_command_compares_with_a_checkpoint(folder, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "duplicates" in out and f"val trials {exam} (1 of " in out and f"trial {lesson} (shown" in out
     assert "not compared with session 'gone_1'" in out
+
+
+def test_the_command_compares_with_the_hashes_of_a_checkpoint_whose_recordings_are_gone(folder, monkeypatch, capsys):
+    (_, new) = load_dataset_configs(folder / "configs")
+    gone = new.model_copy(update={"session": "gone_1", "path": str(folder / "gone.safetensors")})
+    session = Session.load(new.path)
+    shown = audited(new)
+    exam = np.isin(session.trial, shown.trial[shown.split == 1])
+    learnt = np.where(exam[:, None, None], 0.9 * session.stimulus + 20, 0).astype(np.uint8)
+    old = dataclasses.replace(session, name="gone_1", stimulus=learnt, split=np.where(exam, "train", "val"))
+    old.save(gone.path)
+    pictures = {"gone_1": prepare_session(gone).shown("train")}
+    pictures["older_1"] = dataclasses.replace(pictures["gone_1"], hashes=-pictures["gone_1"].hashes)
+    Path(gone.path).unlink()
+    twin = SimpleNamespace(sessions=[SimpleNamespace(name="gone_1", config=gone)], pictures=pictures)
+    monkeypatch.setattr("neurotwin.analysis.audit.load_twin", lambda path: twin)
+    command = ["audit", str(folder / "configs" / "ada_2.yaml"), "--checkpoint", "twin.safetensors"]
+    assert main(command) == 1
+    out = capsys.readouterr().out
+    kept, total = len(pictures["gone_1"]), pictures["gone_1"].total
+    assert f"its data are not at {gone.path}; compared by the hashes of {kept} of {total} pictures" in out
+    assert "session 'older_1' of twin.safetensors: where its data lie is not known" in out
+    assert "val pictures" in out and "trained on them (session 'gone_1', by its hashes)" in out
+    pictures.pop("gone_1")
+    main(command)
+    out = capsys.readouterr().out
+    assert "val pictures" not in out and "not compared with session 'gone_1'" in out
 
 
 @pytest.mark.slow

@@ -179,13 +179,14 @@ def test_bootstrap_intervals_are_those_of_the_mean() -> None:
 
 
 def test_where_recordings_lay_is_not_passed_on(tmp_path: Path) -> None:
-    twin = load_twin(FORMATS / "twin-3.safetensors")
+    twin = load_twin(FORMATS / "twin-4.safetensors")
     config = twin.sessions[0].config.model_copy(update={"path": "/secret/place/ada.safetensors"})
     twin.sessions = (SessionSpec(**{**vars(twin.sessions[0]), "config": config}),)
     path = twin.save(tmp_path / "t.safetensors")
     assert b"secret" in path.read_bytes()
     push(path, "t@1", tmp_path / "store")
     assert all(b"secret" not in p.read_bytes() for p in (tmp_path / "store/t/1").iterdir())
+    assert list(load_twin(tmp_path / "store/t/1").pictures) == list(twin.pictures) == ["ada_0501", "gone_1"]
 
 
 class Hub:
@@ -253,15 +254,16 @@ def test_twins_of_every_version_predict_what_they_predicted(name: str, tmp_path:
     assert verdict.same and verdict.count > 0, verdict.text
 
 
-def test_a_checkpoint_of_this_version_is_read() -> None:
-    twins = [load_twin(FORMATS / file) for file in ("checkpoint-3.ckpt", "twin-3.safetensors")]
+@pytest.mark.parametrize("number", [3, 4])
+def test_checkpoints_of_every_version_are_read(number: int) -> None:
+    twins = [load_twin(FORMATS / file) for file in (f"checkpoint-{number}.ckpt", f"twin-{number}.safetensors")]
     np.testing.assert_array_equal(*(golden_predictions(twin)["rates"]["ada_0501"] for twin in twins))
 
 
 def test_what_cannot_be_read_says_why_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"twin-2.*train it anew"):
         load_twin(FORMATS / "twin-2.safetensors")
-    kinds = (("twin-3", CheckpointError, load_twin), ("ensemble-1", CheckpointError, load_twin))
+    kinds = (("twin-4", CheckpointError, load_twin), ("ensemble-2", CheckpointError, load_twin))
     for kind, error, load in (*kinds, ("session-2", SessionError, Session.load)):
         arrays, metadata = load_arrays(FORMATS / f"{kind}.safetensors")
         metadata.pop("digest")
