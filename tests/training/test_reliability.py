@@ -17,6 +17,7 @@ import torch
 
 from neurotwin.analysis.compare import compare
 from neurotwin.analysis.evaluate import evaluate
+from neurotwin.checkpoint_file import write_checkpoint
 from neurotwin.data.session import Session
 from neurotwin.models import load_twin
 from training.callbacks import Interrupted, MetricsFile, StopSignals
@@ -115,6 +116,39 @@ def test_a_killed_run_ends_with_the_same_files(configs, tmp_path, options, kill)
         run(tmp_path / "killed", configs, callbacks=[KillAt(**kill)], **options)
     run(tmp_path / "killed", configs, resume=True, **options)
     assert_same_files(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_hashes_of_pictures_are_saved_and_a_run_from_before_them_goes_on(configs, tmp_path):
+    settings = {"trainer": {"max_epochs": 2}}
+    run(tmp_path / "whole", configs, **settings)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", configs, callbacks=[KillAt(step=8)], **settings)
+    path = tmp_path / "killed" / "last.ckpt"
+    before = torch.load(path, weights_only=True)
+    assert before.pop("pictures")["counts"] == torch.load(tmp_path / "whole/last.ckpt")["pictures"]["counts"]
+    before["twin"] = before["twin"].replace("neurotwin-twin-4", "neurotwin-twin-3")
+    write_checkpoint(path, before)
+    assert not load_twin(path).pictures
+    run(tmp_path / "killed", configs, resume=True, **settings)
+    assert_same_files(tmp_path / "whole", tmp_path / "killed")
+    known = load_twin(path).pictures
+    data = make_data(configs)
+    assert list(known) == [spec.name for spec in data.specs] and min(map(len, known.values())) > 100
+    for prepared in data.sessions:
+        np.testing.assert_array_equal(known[prepared.name].hashes, prepared.pictures.hashes)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_pictures_of_the_core_that_a_run_starts_from_are_kept(configs, tmp_path, frozen):
+    old, new = make_data(configs[:2]), make_data(configs[2:])
+    source = make_model(old).twin
+    source.pictures = old.pictures()
+    path = source.save(tmp_path / "old.safetensors")
+    module = make_model(new, pretrained_checkpoint=path, freeze_core=frozen)
+    assert list(module.twin.pictures) == list(old.pictures())
+    make_trainer(max_epochs=1).fit(module, new)
+    names = [spec.name for spec in (*old.specs, *([] if frozen else new.specs))]
+    assert list(module.twin.pictures) == names  # a frozen core learns nothing of what is new
 
 
 def test_dropout_differs_between_steps_and_seeds(configs):
