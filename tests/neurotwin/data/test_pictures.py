@@ -106,7 +106,9 @@ def test_a_session_trained_on_twice_keeps_the_pictures_of_both():
 
 def test_the_prepared_file_keeps_those_of_training(factory, tmp_path, monkeypatch):
     monkeypatch.delenv("NEUROTWIN_CACHE", raising=False)
-    factory.write_session(tmp_path, stimulus=photographs(240), split=np.repeat(["train", "val", "", "test"], 60))
+    factory.write_session(
+        tmp_path, stimulus=photographs(240), split=np.repeat(["train", "val", "", "test"], 60), trial_bins=60
+    )
     config = factory.configure(tmp_path)
     first = prepare_session(config)
     monkeypatch.setattr(pictures_module, "fingerprints", None)  # a second start computes nothing
