@@ -85,7 +85,14 @@ def trainer(*flags: str) -> tuple[str, ...]:
 def part(title: str, *changes: str, flags: Sequence[str] = ()) -> Row:
     """A line of the table of parts: the recommended model with some keys set to other values, for fewer steps."""
     settings = [word for change in changes for word in ("--set", change)]
-    model = ("--model_config", "configs/model.yaml", "--dataset_configs_path", BACKIMAGE, "--steps_per_epoch", "60")
+    model = (
+        "--model_config",
+        "configs/model.yaml",
+        "--dataset_configs_path",
+        BACKIMAGE,
+        "--steps_per_epoch",
+        "60",
+    )  # of 10 epochs
     return Row(title=title, command=trainer(*model, *settings, *flags), figures=lambda run: {"": share(run)})
 
 
@@ -123,7 +130,14 @@ TABLES: dict[str, dict[str, Row]] = {
                             "--weight_decay", "0.01", "--lr_scheduler", "cosine_warmup", "--warmup_epochs", "1"),
         ),
     },
-    "parts": {},
+    "parts": {
+        "whole": part("the recommended model"),
+        "batch": part("`norm_type: batch` in its first block, not `divisive`", f"{BLOCK}.norm_type=batch"),
+        "free": part("32 filters of their own, not 4 in eight orientations", f"{BLOCK}.conv_params.rotations=1"),
+        "kernel": part("a whole kernel in its second block, not `depthwise`", f"{SECOND}.conv_params.type=standard"),
+        "concat": part("behaviour beside the features (`concat`), not `film`", "modulator.type=concat"),
+        "adamw": part("AdamW, not Muon", flags=("--optimizer", "adamw", "--core_lr_scale", "0.5")),
+    },
 }  # fmt: skip
 """The rows of each table by name; `parts` is in docs/ablations.md, all others are in docs/results.md."""
 
@@ -157,8 +171,9 @@ def lines(name: str, row: Row, output: Path) -> list[str]:
 def write(table: str, found: Iterable[str], page: Path) -> None:
     """Put the lines of a table between its marks in a page."""
     head = ["| what | median | range | seeds | processor, min |", "|---|---|---|---|---|"]
-    marked = re.compile(rf"(?<=<!-- {table} -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
-    text, number = marked.subn(lambda _: "\n".join([*head, *found]), page.read_text(encoding="utf-8"))
+    marked = re.compile(rf"(<!-- {table} -->\n).*?(<!-- end -->)", re.DOTALL)
+    new = "\n".join([*head, *found, ""])
+    text, number = marked.subn(lambda at: at[1] + new + at[2], page.read_text(encoding="utf-8"))
     if number != 1:
         raise ValueError(f"{page}: has no place for the table {table}")
     page.write_text(text, encoding="utf-8")
