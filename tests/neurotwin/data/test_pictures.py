@@ -107,7 +107,7 @@ def test_a_session_trained_on_twice_keeps_the_pictures_of_both():
 def test_the_prepared_file_keeps_those_of_training(factory, tmp_path, monkeypatch):
     monkeypatch.delenv("NEUROTWIN_CACHE", raising=False)
     factory.write_session(
-        tmp_path, stimulus=photographs(240), split=np.repeat(["train", "val", "", "test"], 60), trial_bins=60
+        tmp_path, stimulus=photographs(240), split=np.repeat(["train", "val", "test", "test"], 60), trial_bins=60
     )
     config = factory.configure(tmp_path)
     first = prepare_session(config)
@@ -117,7 +117,7 @@ def test_the_prepared_file_keeps_those_of_training(factory, tmp_path, monkeypatc
     assert len(kept) == kept.total == 60 and kept.hashes.dtype == np.float16
     np.testing.assert_array_equal(kept.hashes, first.shown("train").hashes)
     fresh = fingerprints(photographs(240)[:, None].astype(np.float32))[0]
-    for split, part in (("train", slice(0, 60)), ("val", slice(60, 120)), ("test", slice(180, 240))):
+    for split, part in (("train", slice(0, 60)), ("val", slice(60, 120)), ("test", slice(120, 240))):
         np.testing.assert_allclose(first.shown(split).hashes, fresh[part], atol=1e-3)
 
 
