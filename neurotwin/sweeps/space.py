@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ..config import ConfigError, PositiveInt, Strict, load_model_config
+from ..config.locate import joined
 from ..config.yamlfile import line_of, read_yaml
 from ..errors import UserError
 
@@ -130,7 +131,7 @@ def load_sweep(path: str | Path) -> SweepConfig:
         raise ConfigError(f"{where}: {'.'.join(map(str, key))}{': ' if key else ''}{text}") from None
     for name in ("model", "datasets", "data_dir"):
         if (value := getattr(config, name)) is not None:
-            setattr(config, name, str(path.parent / value))
+            setattr(config, name, joined(path.parent, value))
     return config
 
 
