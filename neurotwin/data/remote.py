@@ -115,11 +115,12 @@ def _connected(url: str) -> tuple[Any, str]:
     try:
         import filelock  # noqa: F401
         import fsspec
+        from fsspec.registry import known_implementations
     except ImportError:
         raise RemoteError(f"{_shown(url)}: lies elsewhere; pip install 'neurotwin[remote]' to fetch it") from None
-    if protocol not in (known := fsspec.available_protocols()):
-        found = nearest(protocol, known)
-        raise RemoteError(f"{_shown(url)}: no protocol {protocol!r} (a local path has no '://'); {found}")
+    if protocol not in {*known_implementations, *fsspec.registry}:
+        cure = nearest(protocol, known_implementations)
+        raise RemoteError(f"{_shown(url)}: no protocol {protocol!r} (a local path has no '://'); {cure}")
     try:
         if protocol in ("http", "https"):  # which would end every download after five minutes
             import aiohttp
@@ -129,7 +130,7 @@ def _connected(url: str) -> tuple[Any, str]:
             options["client_kwargs"] = {"timeout": timeout, **own}
         return fsspec.url_to_fs(url, **options)
     except ImportError:
-        package = fsspec.registry.known_implementations[protocol]["class"].split(".")[0]
+        package = known_implementations[protocol]["class"].split(".")[0]
         package = f"'fsspec[{protocol}]'" if package == "fsspec" else package
         raise RemoteError(f"{_shown(url)}: {protocol} needs a package that is absent; pip install {package}") from None
     except Exception as error:
@@ -194,7 +195,8 @@ def _refusal(url: str, error: Exception) -> Exception:
         causes.append(cause)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return error
-    codes = [getattr(cause, name, None) for cause in causes for name in ("status", "status_code", "code")]
+    names = ("status", "status_code", "code")  # of HTTP, in the packages of different protocols
+    codes = [next((getattr(cause, name) for name in names if hasattr(cause, name)), None) for cause in causes]
     kinds = " ".join(kind.__name__.lower() for cause in causes for kind in type(cause).__mro__)
     said = f"{type(causes[-1]).__name__}: {' '.join(str(causes[-1]).split())}".removesuffix(": ")
     if 401 in codes or 403 in codes or "permissionerror" in kinds or "credential" in kinds:
