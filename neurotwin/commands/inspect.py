@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("instead of a recording: a model with its sessions")
     group.add_argument("--model_config", help="YAML of the model")
     group.add_argument("--dataset_configs_path", help="parent YAML, or folder of session YAMLs")
-    group.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
+    group.add_argument("--data_dir", help="folder of session data, or its URL; overrides the YAML and NEUROTWIN_DATA")
     group.add_argument("--max_datasets", type=number(int, 1, 10**6), help="use at most the first N sessions")
 
 

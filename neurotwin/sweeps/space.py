@@ -71,7 +71,7 @@ class SweepConfig(Strict):
     study: str = Field(..., pattern=r"^[\w.+-]+$", description="Name; workers of one name and storage work together.")
     model: str = Field(..., description="Model file that is varied, relative to this file.")
     datasets: str = Field(..., description="Parent YAML or folder of session YAMLs, relative to this file.")
-    data_dir: str | None = Field(None, description="Folder of session data, relative to this file.")
+    data_dir: str | None = Field(None, description="Folder of session data, relative to this file, or its URL.")
     flags: dict[str, Any] = Field(default_factory=dict, description="Flags of the training script, without dashes.")
     search: dict[str, Dimension] = Field(
         ...,
