@@ -169,7 +169,7 @@ def faults_of_a_dataset(parent: Path, folder: Path) -> Iterator[str]:
                 yield f"{prepared.name}: nothing to use in {split}"
         if SessionSpec.from_json(prepared.spec.to_json()) != prepared.spec:
             yield f"{prepared.name}: its spec does not come back from JSON"
-    model = MultiDatasetModel(ROOT / "experiments/model_configs/resnet_concat.yaml", loader.specs)
+    model = MultiDatasetModel(ROOT / "experiments/model_configs/resnet.yaml", loader.specs)
     before = {name: value.clone() for name, value in model.twin.named_parameters()}
     take_a_step(model, loader, folder)
     if not moved(before, model.twin):

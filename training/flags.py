@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from neurotwin.config import TrainingConfig, check_limit, define, registered
 
 from . import schedulers
+from .optimizers import OPTIMIZERS
 
 __all__ = [
     "FLAGS",
@@ -226,6 +227,10 @@ FLAGS = (
     _recipe("steps_per_epoch", _OPTIMISATION, 1000, {"type": number_type(int, 1, most=10**7)}),
     _recipe("gradient_clip_val", _OPTIMISATION, 1.0, {"type": number_type(float, 0, most=1e30)}),
     _recipe("accumulate_grad_batches", _OPTIMISATION, 1, {"type": number_type(int, 1, most=10**7)}),
+    _recipe(
+        "optimizer", _OPTIMISATION, "adamw", {"choices": tuple(OPTIMIZERS)},
+        lambda a, _: not a.freeze_core, "a core that is trained, so no --freeze_core",
+    ),
     _recipe("lr_scheduler", _OPTIMISATION, "none", {"choices": schedulers.SCHEDULES}),
     _recipe(
         "warmup_epochs", _OPTIMISATION, 5, {"type": number_type(int, 0, most=_MOST)},
@@ -243,7 +248,7 @@ FLAGS = (
         lambda a, _: a.early_stopping_patience is not None, "--early_stopping_patience",
     ),
     _recipe("limit_val_batches", _OPTIMISATION, 1.0, {"type": _limit}),
-    Flag("time_budget_minutes", _OPTIMISATION, "stop in time for the final validation", None, {"type": _positive}),
+    _recipe("time_budget_minutes", _OPTIMISATION, None, {"type": _positive}),
     Flag("pretrained_checkpoint", _OPTIMISATION, "start from the core of a trained model: its file or run folder"),
     Flag("teacher", _OPTIMISATION, "learn also from the rates of a trained model or ensemble: its file or run folder"),
     Flag(

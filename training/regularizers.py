@@ -128,6 +128,8 @@ class Regularizers:
 
         A parameter without a gradient was not stepped and is left alone; so call this before gradients are cleared.
         """
+        if not any(issubclass(kind, Proximal) for _, kind, _ in self._terms):
+            return  # before the loops over all parameters, which of 1,000 sessions are many
         groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         stepped = {k for k, own in self._sessions.items() if any(parameter.grad is not None for parameter in own)}
         for config, kind, matched in self._terms:

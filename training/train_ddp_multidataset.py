@@ -203,8 +203,8 @@ def make_model(
 ) -> MultiDatasetModel:
     """The model, with the settings that the flags give."""
     names = (
-        "learning_rate", "core_lr_scale", "weight_decay", "lr_scheduler", "warmup_epochs", "restart_period",
-        "freeze_vision", "freeze_core", "compile", "on_nan", "teacher_weight", "seed",
+        "learning_rate", "core_lr_scale", "weight_decay", "optimizer", "lr_scheduler", "warmup_epochs",
+        "restart_period", "freeze_vision", "freeze_core", "compile", "on_nan", "teacher_weight", "seed",
     )  # fmt: skip
     settings = {name: getattr(arguments, name) for name in names}
     config = model_config.model_copy(update={"training": TrainingConfig()})  # it has been followed

@@ -32,17 +32,18 @@ _SETTINGS = {
     ),
     "output": (f"runs/backimage_{time.strftime('%Y%m%d_%H%M%S')}", "where run folders are made (%(default)s)"),
     "batch_size": ("", "predicted bins in a step (256)"),
-    "learning_rate": ("", "of readouts; the core learns at half of it (2e-2)"),
+    "learning_rate": ("", "of readouts; the core learns at 1.25 times it (2e-2)"),
     "max_epochs": ("", "(10)"),
     "steps_per_epoch": ("", "(100)"),
-    "time_budget_minutes": ("1.5", "of each model; what is not done by then is left out (%(default)s)"),
+    "time_budget_minutes": ("", "of each model; what is not done by then is left out (1.2)"),
     "extra_flags": ("", "more flags of the trainer, as one word; or write them after --"),
 }  # fmt: skip
 # What a model config does not say in its section training, and the caller has not set. It is sized, with the time
 # budget, so that a fresh clone gets from nothing to the table in ten minutes on two cores.
 _DEFAULTS = {
-    "batch_size": "256", "learning_rate": "2e-2", "max_epochs": "10", "steps_per_epoch": "100", "core_lr_scale": "0.5",
-    "lr_scheduler": "anneal", "warmup_epochs": "1", "ema": "0.99", "limit_val_batches": "0.25",
+    "optimizer": "muon", "batch_size": "256", "learning_rate": "2e-2", "max_epochs": "10", "steps_per_epoch": "100",
+    "core_lr_scale": "1.25", "lr_scheduler": "anneal", "warmup_epochs": "1", "ema": "0.99", "limit_val_batches": "0.25",
+    "time_budget_minutes": "1.2",
 }  # fmt: skip
 TRAINER = (sys.executable, "-m", "neurotwin", "train")
 _ENDED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}  # exit codes

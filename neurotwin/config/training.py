@@ -55,6 +55,9 @@ class TrainingConfig(Strict):
         description="batches in a step, as if they were one, except that batch norm's statistics are those of each "
         "batch",
     )
+    optimizer: Literal["adamw", "muon"] | None = Field(
+        None, description="adamw, or muon: orthogonalised momentum for the kernels of the core, AdamW for the rest"
+    )
     lr_scheduler: str | None = Field(None, description="how learning rates change")
     warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] | None = Field(
         None, description="of the learning rate and of the curriculum; 0: none"
@@ -66,6 +69,7 @@ class TrainingConfig(Strict):
         None,
         description="decay of the moving average of the weights, which is validated and kept; default: no average",
     )
+    time_budget_minutes: _Positive | None = Field(None, description="stop in time for the final validation")
     early_stopping_patience: _Count | None = Field(
         None, description="epochs without a better validation BPS; default: never stop"
     )

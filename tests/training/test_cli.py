@@ -143,6 +143,7 @@ FLAGS = [
     ({"--learning_rate": "0.5"}, lambda r: optimizer_of(r)[0]["session/decay"]["lr"] == 0.5),
     ({"--core_lr_scale": "0.5"}, lambda r: optimizer_of(r)[0]["core/decay"]["lr"] == 0.5e-4),
     ({"--weight_decay": "0.5"}, lambda r: optimizer_of(r)[0]["core/decay"]["weight_decay"] == 0.5),
+    ({"--optimizer": "muon"}, lambda r: "core/kernels/decay" in optimizer_of(r)[0]),
     ({"--max_epochs": "9"}, lambda r: r.trainer.max_epochs == 9),
     ({"--steps_per_epoch": "3"}, lambda r: len(r.data.train_dataloader()) == 3),
     ({"--gradient_clip_val": "0.25"}, lambda r: r.trainer.gradient_clip_val == 0.25),

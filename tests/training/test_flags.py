@@ -16,6 +16,7 @@ REQUIRED = ["--model_config", "m.yaml", "--dataset_configs_path", "d"]
 # Flags without effect beside the required ones alone: a value, and flags that give it an effect.
 CONDITIONAL = {
     "core_lr_scale": ("2", ()),
+    "optimizer": ("muon", ()),
     "warmup_epochs": ("3", ("--lr_scheduler", "cosine_warmup")),
     "restart_period": ("2", ("--lr_scheduler", "cosine_warmup_restart")),
     "early_stopping_min_delta": ("0.1", ("--early_stopping_patience", "3")),
@@ -47,7 +48,7 @@ def test_a_flag_is_read_or_a_line_says_that_it_has_no_effect(flag):
         return
     value, effective = CONDITIONAL[flag.name]
     own = [f"--{flag.name}", *([value] if value else [])]
-    idle = FROZEN if flag.name in ("core_lr_scale", "freeze_vision") else ()
+    idle = FROZEN if flag.name in ("core_lr_scale", "optimizer", "freeze_vision") else ()
     (line,) = lines(*own, *idle)
     assert line == f"--{flag.name} has no effect: it needs {flag.needs}"
     assert lines(*own, *effective) == []

@@ -98,7 +98,12 @@ def assert_same_files(whole, other):
 @pytest.mark.parametrize(
     "options",
     [
-        {"model": NOISY, "settings": {"lr_scheduler": "cosine"}, "curriculum_steps": 9, "balance": "session"},
+        {
+            "model": NOISY,
+            "settings": {"lr_scheduler": "cosine", "optimizer": "muon"},
+            "curriculum_steps": 9,
+            "balance": "session",
+        },
         {
             "settings": {"lr_scheduler": "plateau"},
             "accumulate": 2,
@@ -106,7 +111,7 @@ def assert_same_files(whole, other):
             "every": 1,
         },
     ],
-    ids=["dropout-point-cosine-curriculum", "plateau-accumulation"],
+    ids=["dropout-point-cosine-curriculum-muon", "plateau-accumulation"],
 )
 @pytest.mark.parametrize("kill", [{"step": 5}, {"epoch": 1}], ids=["in-an-epoch", "in-validation"])
 def test_a_killed_run_ends_with_the_same_files(configs, tmp_path, options, kill):

@@ -34,6 +34,7 @@ from neurotwin.models.parameters import describe_parameters
 from neurotwin.models.twin import TwinModel
 from neurotwin.processes import all_gather, all_reduce_sum
 
+from ..optimizers import make_optimizer
 from ..processes import Late, reduce_gradients
 from ..regularizers import Regularizers
 from ..schedulers import largest_rate, make_scheduler
@@ -75,6 +76,8 @@ class MultiDatasetModel(pl.LightningModule):
         The shared core learns with ``learning_rate * core_lr_scale``.
     weight_decay
         Of weights, not of biases, norms, positions or of what an l2 or group_lasso term already shrinks.
+    optimizer
+        "adamw", or "muon" for the kernels of the core and AdamW for the rest; see :mod:`training.optimizers`.
     lr_scheduler, warmup_epochs, restart_period
         See :func:`training.schedulers.make_scheduler`.
     pretrained_checkpoint
@@ -136,6 +139,7 @@ class MultiDatasetModel(pl.LightningModule):
         learning_rate: float = 1e-4,
         core_lr_scale: float = 1.0,
         weight_decay: float = 1e-5,
+        optimizer: str = "adamw",
         lr_scheduler: str = "none",
         warmup_epochs: int = 5,
         restart_period: int | None = None,
@@ -161,7 +165,8 @@ class MultiDatasetModel(pl.LightningModule):
         elif not isinstance(model_config, ModelConfig):
             model_config = load_model_config(model_config)
         self.learning_rate, self.core_lr_scale, self.weight_decay = learning_rate, core_lr_scale, weight_decay
-        self.lr_scheduler, self.warmup_epochs, self.restart_period = lr_scheduler, warmup_epochs, restart_period
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.warmup_epochs, self.restart_period = warmup_epochs, restart_period
         self.on_nan, self.seed, self.compile_core, self.teacher_weight = on_nan, seed, compile, teacher_weight
         with noticing(), recording_reads() as reads:
             self.twin = TwinModel(model_config, sessions, generator=torch.Generator().manual_seed(seed))
@@ -310,27 +315,11 @@ class MultiDatasetModel(pl.LightningModule):
             raise NonFiniteLossError(f"in validation, {found}")
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the parameters of core and sessions, with and without weight decay, by their learning rate.
-
-        A parameter whose unit is s times as small learns s times as fast (`lr_scale`), and AdamW's ε is as many times
-        smaller: its steps are then those of the parameter in the other unit, to the last digit.
-        """
-        groups: dict[tuple[str, bool, float], list[Tensor]] = {}
-        for info in self.parameter_infos:
-            if info.parameter.requires_grad:
-                part = "core" if info.session is None else "session"
-                decays = info.decays and info.name not in self.regularizers.no_decay
-                groups.setdefault((part, decays, info.lr_scale), []).append(info.parameter)
-        rates = {"session": self.learning_rate, "core": self.learning_rate * self.core_lr_scale}
-        optimizer = torch.optim.AdamW(
-            [
-                {
-                    "name": f"{part}/{'decay' if decays else 'no_decay'}" + (f"/x{scale:g}" if scale != 1 else ""),
-                    "params": parameters, "lr": rates[part] * scale, "lr_scale": scale, "eps": 1e-8 / scale,
-                    "weight_decay": self.weight_decay if decays else 0.0,
-                }
-                for (part, decays, scale), parameters in groups.items()
-            ]
+        """The optimizer (:func:`training.optimizers.make_optimizer`) and the schedule of its learning rates."""
+        optimizer = make_optimizer(
+            self.optimizer, self.parameter_infos, session_rate=self.learning_rate,
+            core_rate=self.learning_rate * self.core_lr_scale, weight_decay=self.weight_decay,
+            no_decay=self.regularizers.no_decay,
         )  # fmt: skip
         schedule = make_scheduler(
             optimizer, self.lr_scheduler, max_epochs=self.trainer.max_epochs,
