@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from neurotwin.cli import main
 from neurotwin.metrics.table import Table
 from neurotwin.models import load_twin
 from training import train_ddp_multidataset as script
@@ -58,21 +59,19 @@ def test_two_steps_on_a_session_elsewhere_are_those_on_the_local_one(lab, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_commands_take_urls(lab, tmp_path):
+@pytest.mark.timeout(600)
+def test_the_commands_take_urls(lab, tmp_path, capsys, caplog, handlers):
     data = (tmp_path / "data").as_uri()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "neurotwin", "train", *lab, "--data_dir", data, "--experiment_name", "there"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("fetched file:///") == 1 and Table.read("runs/there/units.csv")["session"].size == 4
 
-    def run(*words, code=0):
-        command = [sys.executable, "-m", "neurotwin", *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
-
-    said = run("train", *lab, "--data_dir", data, "--experiment_name", "there")
-    assert said.count("fetched file:///") == 1 and Table.read("runs/there/units.csv")["session"].size == 4
-    assert "4 units, 240 bins" in run("inspect", f"{data}/ada_demo1.safetensors")
-    assert "fetched" not in run("evaluate", "runs/there")
-    said = run("evaluate", "runs/there", "--data_dir", "file:///nowhere", code=2)
-    assert said.splitlines()[-1] == (
-        "neurotwin: file:///nowhere/ada_demo1.safetensors: no such file there; correct path or data_dir"
-    )
+    assert main(["inspect", f"{data}/ada_demo1.safetensors"]) == 0
+    assert "240" in capsys.readouterr().out
+    assert main(["evaluate", "runs/there"]) == 0
+    assert not [message for message in caplog.messages if message.startswith("fetched")]
+    assert main(["evaluate", "runs/there", "--data_dir", "file:///nowhere"]) == 2
+    line = "neurotwin: file:///nowhere/ada_demo1.safetensors: no such file there; correct path or data_dir"
+    assert capsys.readouterr().err.splitlines()[-1] == line

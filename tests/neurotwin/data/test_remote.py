@@ -368,7 +368,7 @@ def test_what_cannot_be_had_is_one_line_with_the_cure(memory, web, factory, tmp_
         "forbidden": (f"{web.address}/secret", "/secret: access is refused (ClientResponseError: 403"),
         "cut on the way": (f"{web.address}/cut", "/cut: cannot be fetched ("),
         "no host": ("http://nowhere.invalid/x", "x: the host cannot be reached ("),
-        "cut there": ("memory://cut.safetensors", "cut.safetensors: cut off"),
+        "cut there": ("memory://cut.safetensors", "it was cut off; put it there again"),
         "altered": ("memory://flipped.safetensors", "flipped.safetensors: its content does not match its checksum"),
         "secret": ("http://me:word@nowhere.invalid/x?key=1", "http://nowhere.invalid/x: the host cannot be reached"),
     }
