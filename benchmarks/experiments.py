@@ -1,6 +1,6 @@
 """Are experiments on a twin of the demo sessions right? They are compared with the units that were simulated.
 
-    python -m benchmarks.experiments RUN [RUN ...] [--sessions ada_demo1 ...] [--data_dir DIR] [--output FILE]
+    python -m benchmarks.experiments RUN [RUN ...] [--sessions ada_demo1 ...] [--data_dir DIR] [--write-docs]
 
 A RUN is a checkpoint. Of several, each figure is given as median and range. Twins must be of demo sessions at 120 Hz
 (experiments/dataset_configs/all_120.yaml). Where the truth has no formula, the same experiment is run on the simulator
@@ -9,6 +9,7 @@ itself, which takes the twin's place.
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,24 @@ from neurotwin.experiments.maps import overlap
 from neurotwin.models import TwinModel, load_twin
 from neurotwin.models.network import Streamer
 
-__all__ = ["SimulatorPresenter", "behavioral_gain", "main", "summary", "true_subspace"]
+__all__ = ["AIMS", "SimulatorPresenter", "behavioral_gain", "main", "summary", "true_subspace", "truth_table"]
 
 GREY = 127
+PAGE = Path(__file__).parent.parent / "docs/experiments.md"
+AIMS = {
+    "overlap of the Gabor's pair, median, units at 60% of the oracle": 0.8,
+    "frequency of the Gabor within 20% of the carrier's, share, units at 60% of the oracle": 0.9,
+    "orientation within 15 degrees, share": 0.9,
+    "spatial frequency within 20% of the carrier's, share": 0.9,
+    "rate over that of the true Gabor, median": 0.9,
+    "units whose image beats the best of 5000 natural patches, share": 1.0,
+    "log gain over time, correlation with the true one, median": 0.8,
+    "pupil gain, correlation over units": 0.8,
+    "lags at which the twin is within the 95% band about the truth, share": 0.95,
+    "change of the rate over bins, correlation with the simulator's, median": 0.8,
+    "mean rate over that with the gaze as it was, correlation over units": 0.8,
+}
+"""What a figure should reach at least."""
 
 
 class SimulatorPresenter(Presenter):
@@ -84,7 +100,8 @@ def receptive_fields(twin: TwinModel, prepared: list[Prepared], good: dict[str, 
         "overlap of the Gabor's pair, median, all units": np.median(fitted),
         "overlap of the Gabor's pair, median, units at 60% of the oracle": np.median(fitted[well]),
         "frequency of the Gabor within 20% of the carrier's, share, all units": np.mean(carriers < np.log2(1.2)),
-        "the same, units at 60% of the oracle": np.mean(carriers[well] < np.log2(1.2)),
+        "frequency of the Gabor within 20% of the carrier's, share, units at 60% of the oracle":
+            np.mean(carriers[well] < np.log2(1.2)),
         "frequency of the Gabor, median error to the carrier's, %": 100 * (2 ** np.median(carriers) - 1),
         "units at 60% of the oracle": int(well.sum()), "units": len(well),
         "centre, median distance, px": np.nanmedian(placed),
@@ -190,6 +207,7 @@ def main() -> None:
     parser.add_argument("--sessions", nargs="+")
     parser.add_argument("--data_dir")
     parser.add_argument("--output", help="also write the figures as JSON")
+    parser.add_argument("--write-docs", action="store_true", help="put median and range into docs/experiments.md")
     arguments = parser.parse_args()
     found = []
     for run in arguments.runs:
@@ -200,6 +218,14 @@ def main() -> None:
         for name, keys in summary(found).items():
             for key, (median, low, high) in keys.items():
                 print(f"{name:18} {key:70} {median:8.3f} ({low:.3f} to {high:.3f})")
+    if arguments.write_docs:
+        text, number = re.subn(
+            r"(<!-- truth -->\n).*?(<!-- end -->)", lambda at: at[1] + truth_table(summary(found)) + at[2],
+            PAGE.read_text(encoding="utf-8"), flags=re.DOTALL,
+        )  # fmt: skip
+        if number != 1:
+            raise SystemExit(f"{PAGE}: has no place for the table")
+        PAGE.write_text(text, encoding="utf-8")
     if arguments.output:
         written = found[0] if len(found) == 1 else dict(zip(arguments.runs, found, strict=True))
         Path(arguments.output).write_text(json.dumps(written, indent=2) + "\n")
@@ -215,6 +241,18 @@ def summary(found: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, tup
         }
         for name in found[0]
     }
+
+
+def truth_table(figures: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+    """A table with a line for each figure: its experiment, median and range, and its aim where it has one."""
+    found = ["| experiment | figure | median | range | aim | |", "|---|---|---|---|---|---|"]
+    for name, keys in figures.items():
+        for key, values in keys.items():
+            median, low, high = (f"{value:.0f}" if float(value).is_integer() else f"{value:.3g}" for value in values)
+            aim = AIMS.get(key)
+            met = "" if aim is None else "met" if values[0] >= aim else "not met"
+            found.append(f"| `{name}` | {key} | {median} | {low} to {high} | {'' if aim is None else aim} | {met} |")
+    return "\n".join([*found, ""])
 
 
 def behavioral_gain(data: Prepared) -> np.ndarray:

@@ -22,6 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDINGS = os.environ.get("NEUROTWIN_REAL_DATA")
 BACKIMAGE = "experiments/dataset_configs/backimage_120.yaml"
@@ -179,6 +182,22 @@ def write(table: str, found: Iterable[str], page: Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
+def draw(run: Path, path: Path) -> None:
+    """The units of a run: bits per spike against those of the true rate."""
+    with (run / "units.csv").open() as file:
+        units = list(csv.DictReader(file))
+    figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    for subject in sorted({unit["subject"] for unit in units}):
+        own = [unit for unit in units if unit["subject"] == subject]
+        axes.plot(*([float(unit[key]) for unit in own] for key in ("oracle_bps", "bps")), "o", ms=4, label=subject)
+    most = 1.05 * max(float(unit["oracle_bps"]) for unit in units)
+    axes.plot([0, most], [0, most], color="grey", lw=1)
+    axes.set(xlim=(0, most), ylim=(0, most), xlabel="true rate, bits per spike", ylabel="twin, bits per spike")
+    axes.legend(title="subject", frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def convert(name: str, output: Path) -> None:
     """The sessions of a worked example, from the published arrays."""
     folder = output / "data" / name
@@ -196,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run each")
     parser.add_argument("--write", action="store_true", help="put what OUTPUT holds into the documentation")
     arguments = parser.parse_args(argv)
+    mpl.use("Agg")
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     for table in arguments.tables:
@@ -212,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.write("\n".join([*found, ""]))
         if arguments.write and found:
             write(table, found, ROOT / ("docs/ablations.md" if table == "parts" else "docs/results.md"))
+        if arguments.write and (output / "plain_0.json").exists():
+            draw(output / "plain_0", ROOT / "docs/images/result.png")
 
 
 if __name__ == "__main__":

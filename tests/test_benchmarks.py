@@ -189,3 +189,17 @@ def test_the_simulator_sees_what_another_gaze_would_see(load) -> None:
 def test_figures_of_several_runs_are_given_as_median_and_range(load) -> None:
     found = [{"gratings": {"share": share, "error": -share}} for share in (0.5, 0.9, 0.6)]
     assert load("experiments").summary(found) == {"gratings": {"share": (0.6, 0.5, 0.9), "error": (-0.6, -0.9, -0.5)}}
+
+
+def test_the_table_of_truths_says_what_reaches_its_aim(load) -> None:
+    key, table = "pupil gain, correlation over units", load("experiments").truth_table
+    for median, said in ((0.8, "met"), (0.799, "not met")):
+        line = table({"ablation": {key: (median, 0.5, 0.95), "units": (86.0, 86.0, 86.0)}}).splitlines()
+        assert line[2] == f"| `ablation` | {key} | {median} | 0.5 to 0.95 | 0.8 | {said} |"
+        assert line[3] == "| `ablation` | units | 86 | 86 to 86 |  |  |"
+
+
+def test_the_aims_are_of_figures_that_are_computed(load) -> None:
+    source = "".join((ROOT / "benchmarks" / name).read_text() for name in ("experiments.py", "experiments_recorded.py"))
+    for key in load("experiments").AIMS:
+        assert source.count(f'"{key}":') >= 2 or key in (ROOT / "benchmarks/experiments_recorded.py").read_text(), key

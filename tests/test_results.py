@@ -83,3 +83,9 @@ def test_the_share_is_one_of_means_and_not_a_mean_of_shares(tmp_path):
     (tmp_path / "first_0" / "failed").mkdir()
     assert SCRIPT["share"](run) == pytest.approx(60.0)
     assert SCRIPT["shares"](tmp_path / "first_0") == {"model": pytest.approx(60.0)}
+
+
+def test_the_figure_has_all_units(tmp_path):
+    (tmp_path / "units.csv").write_text("subject,bps,oracle_bps\nada,0.2,0.5\nbea,0.4,1.0\n")
+    SCRIPT["draw"](tmp_path, tmp_path / "result.png")
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
