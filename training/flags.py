@@ -248,7 +248,7 @@ FLAGS = (
         lambda a, _: a.early_stopping_patience is not None, "--early_stopping_patience",
     ),
     _recipe("limit_val_batches", _OPTIMISATION, 1.0, {"type": _limit}),
-    _recipe("time_budget_minutes", _OPTIMISATION, None, {"type": _positive}),
+    Flag("time_budget_minutes", _OPTIMISATION, "stop in time for the final validation", None, {"type": _positive}),
     Flag("pretrained_checkpoint", _OPTIMISATION, "start from the core of a trained model: its file or run folder"),
     Flag("teacher", _OPTIMISATION, "learn also from the rates of a trained model or ensemble: its file or run folder"),
     Flag(

@@ -35,7 +35,10 @@ _SETTINGS = {
     "learning_rate": ("", "of readouts; the core learns at 1.25 times it (2e-2)"),
     "max_epochs": ("", "(10)"),
     "steps_per_epoch": ("", "(100)"),
-    "time_budget_minutes": ("", "of each model; what is not done by then is left out (1.2)"),
+    "time_budget_minutes": (
+        "1.5", "of a model; what one does not take, those after it share, and what is not done by then is left out "
+        "(%(default)s)"
+    ),
     "extra_flags": ("", "more flags of the trainer, as one word; or write them after --"),
 }  # fmt: skip
 # What a model config does not say in its section training, and the caller has not set. It is sized, with the time
@@ -43,8 +46,8 @@ _SETTINGS = {
 _DEFAULTS = {
     "optimizer": "muon", "batch_size": "256", "learning_rate": "2e-2", "max_epochs": "10", "steps_per_epoch": "100",
     "core_lr_scale": "1.25", "lr_scheduler": "anneal", "warmup_epochs": "1", "ema": "0.99", "limit_val_batches": "0.25",
-    "time_budget_minutes": "1.2",
 }  # fmt: skip
+_LEAST_MINUTES = 0.1
 TRAINER = (sys.executable, "-m", "neurotwin", "train")
 _ENDED = {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}  # exit codes
 _EPILOG = """
@@ -129,8 +132,9 @@ def train_all(
     output
         Where run folders are made, one of each config's name.
     settings
-        Flags of the trainer by name. Of those that are not among them, a few have defaults here, unless the model's
-        config says something of them in its section ``training``.
+        Flags of the trainer by name. `time_budget_minutes` is pooled: together the models have as many times as much
+        as they are, and each may take an equal share of what is left. Of flags that are not among them, a few have
+        defaults here, unless the model's config says something of them in its section ``training``.
     extra
         More flags, as words.
     trainer
@@ -156,7 +160,8 @@ def train_all(
         else:
             place = ("--model_config", str(model), "--dataset_configs_path", datasets)
             place = (*place, "--experiment_name", name, "--checkpoint_dir", str(output))
-            code = _wait([*(trainer or TRAINER), *place, *_flags(model, settings), *extra])
+            given = dict(settings) | _budget(settings, time.monotonic() - began, len(models), number)
+            code = _wait([*(trainer or TRAINER), *place, *_flags(model, given), *extra])
             if (folder / "run.json").exists():  # one that failed on the way has its row as well
                 done.runs.append(folder)
         if code in _ENDED:
@@ -166,6 +171,16 @@ def train_all(
             print(f"{name} failed with exit code {code}", file=sys.stderr)
             done.failed.append(name)
     return done
+
+
+def _budget(settings: Mapping[str, str], used: float, n_models: int, number: int) -> dict[str, str]:
+    """The minutes of a model: an equal share of what is left of those of all after `used` seconds."""
+    try:
+        whole = n_models * float(settings["time_budget_minutes"])
+    except (KeyError, ValueError):  # the trainer says what is wrong with it
+        return {}
+    share = (whole - used / 60) / (n_models - number)
+    return {"time_budget_minutes": f"{max(share, _LEAST_MINUTES):.3g}"} if whole > 0 else {}
 
 
 def _flags(model: Path, settings: Mapping[str, str]) -> list[str]:

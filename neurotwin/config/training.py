@@ -69,7 +69,6 @@ class TrainingConfig(Strict):
         None,
         description="decay of the moving average of the weights, which is validated and kept; default: no average",
     )
-    time_budget_minutes: _Positive | None = Field(None, description="stop in time for the final validation")
     early_stopping_patience: _Count | None = Field(
         None, description="epochs without a better validation BPS; default: never stop"
     )

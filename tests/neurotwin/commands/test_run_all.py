@@ -95,7 +95,7 @@ def test_the_caller_comes_before_the_model_config_and_that_before_the_defaults(l
     assert flags["--learning_rate"] == "0.1" and flags["--steps_per_epoch"] == "7"
     assert "--batch_size" not in flags and "--ema" not in flags  # the trainer reads them
     assert flags["--max_epochs"] == "10" and flags["--lr_scheduler"] == "anneal"
-    assert flags["--time_budget_minutes"] == "1.2"
+    assert flags["--time_budget_minutes"] == "1.5"
 
 
 @pytest.mark.parametrize("text", ["readout: gaussian", "training:", "", "training: [", "- 1"])
@@ -163,3 +163,24 @@ def test_a_model_that_a_signal_killed_has_the_exit_code_of_a_shell(lab):
     models = [Path("experiments/model_configs/a.yaml")]
     done = train_all(models, "d", "runs/x", {}, trainer=[sys.executable, "trainer.py"])
     assert (done.failed, done.stopped) == (["a"], 0)
+
+
+def test_the_minutes_that_a_model_leaves_are_those_of_the_models_after_it(lab, monkeypatch):
+    """Three models with 2 minutes each; what a clock says before each of them: 0, 1 and 3 minutes used."""
+    clock = iter([100.0, 100.0, 100.0, 160.0, 160.0, 280.0, 280.0])
+    monkeypatch.setattr(run_all, "time", type("Clock", (), {"monotonic": staticmethod(lambda: next(clock))}))
+    models = find_models((), Path("experiments/model_configs"))
+    train_all(models, "sessions.yaml", "runs/x", {"time_budget_minutes": "2"})
+    found = [dict(itertools.pairwise(asked(name)))["--time_budget_minutes"] for name in ("a", "bad", "c")]
+    assert found == ["2", "2.5", "3"]
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "0"])
+def test_minutes_that_are_none_are_left_to_the_trainer_to_refuse(lab, text):
+    call("--models", "a", "--time_budget_minutes", text)
+    assert dict(itertools.pairwise(asked("a")))["--time_budget_minutes"] == text
+
+
+def test_no_model_is_left_without_any_time(lab, monkeypatch):
+    assert run_all._budget({"time_budget_minutes": "1"}, 600.0, 3, 2) == {"time_budget_minutes": "0.1"}
+    assert run_all._budget({}, 0.0, 3, 0) == {}
