@@ -14,6 +14,7 @@ import numpy as np
 
 from ..config import DatasetConfig
 from ..data.prepare import open_session, prepare_session
+from ..data.remote import cached
 from ..data.session import SessionError
 from ..models import load_twin
 from .audit_base import Finding, Recording
@@ -176,7 +177,7 @@ def _trained_on(checkpoint: str | Path) -> tuple[list[tuple[str, Pictures]], lis
     known, notes = [], []
     for spec in load_twin(checkpoint).sessions:
         path = spec.config.path
-        if path is None or not Path(path).exists():
+        if not cached(path):
             notes.append(
                 f"not compared with session {spec.name!r} of {checkpoint}: its data are not at {path}; put them there"
             )
