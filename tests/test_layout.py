@@ -44,6 +44,7 @@ LAYERS = (
 """Imports run from a later line to an earlier one, never back."""
 OPTIONAL = {
     "pynwb", "h5py", "hdmf", "remfile", "wandb", "optuna", "pandas", "xarray", "shtab", "huggingface_hub",
+    "fsspec", "filelock", "aiohttp",
 }  # fmt: skip
 """Extras: imported where they are used, since they may be absent."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

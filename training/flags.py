@@ -201,7 +201,7 @@ _DATA, _OPTIMISATION, _MACHINE, _RECORD = "data and model", "optimisation", "mac
 FLAGS = (
     Flag("model_config", _DATA, "YAML of the model; default: the config of --pretrained_checkpoint"),
     Flag("dataset_configs_path", _DATA, "parent YAML, or folder of session YAMLs", options={"required": True}),
-    Flag("data_dir", _DATA, "folder of session data; overrides the YAML and NEUROTWIN_DATA"),
+    Flag("data_dir", _DATA, "folder of session data, or its URL; overrides the YAML and NEUROTWIN_DATA"),
     Flag(
         "set", _DATA,
         "other values of keys of the model or dataset file, such as convnet.params.channels=[32,64]; model.KEY or "

@@ -38,6 +38,7 @@ from neurotwin.config import (
     noticing,
     parse_changes,
 )
+from neurotwin.config.locate import is_url
 from neurotwin.data.clips import has_part
 from neurotwin.data.progress import session_progress
 from neurotwin.data.simulate import DEMO_SESSIONS, make_demo_sessions
@@ -163,7 +164,8 @@ def make_data(
         arguments.dataset_configs_path, data_dir=arguments.data_dir, max_datasets=arguments.max_datasets,
         changes=changes,
     )  # fmt: skip
-    absent = [config for config in configs if not Path(config.path).exists() and config.session in DEMO_SESSIONS]
+    here = [config for config in configs if config.session in DEMO_SESSIONS and not is_url(config.path)]
+    absent = [config for config in here if not Path(config.path).exists()]
     if absent:
         folder = Path(absent[0].path).parent
         logger.info("simulating the demo sessions %s in %s", ", ".join(c.session for c in absent), folder)

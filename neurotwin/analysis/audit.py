@@ -15,6 +15,7 @@ import numpy as np
 from ..config import DatasetConfig
 from ..data.pictures import ShownPictures
 from ..data.prepare import open_session, prepare_session
+from ..data.remote import cached
 from ..data.session import SessionError
 from ..models import load_twin
 from .audit_base import Finding, Recording
@@ -185,7 +186,7 @@ def _trained_on(
     known, hashed, notes = [], dict(twin.pictures), []
     places = {spec.name: spec.config.path for spec in twin.sessions}
     for spec in twin.sessions:
-        if places[spec.name] is not None and Path(places[spec.name]).exists():
+        if cached(places[spec.name]):
             known.append((spec.name, pictures_of(audited(spec.config))))
             hashed.pop(spec.name, None)
     for name in [*hashed, *(name for name in places if name not in hashed and name not in dict(known))]:

@@ -18,6 +18,7 @@ from ..config import ConfigError
 from ..config.locate import moved
 from ..data.clips import stream
 from ..data.prepare import Prepared, open_session, prepare
+from ..data.remote import cached
 from ..data.session import SPLITS, SessionError
 from ..files import stamp
 from ..metrics.reliability import nan_mean
@@ -170,7 +171,7 @@ def _computed(
 ) -> RunData:  # fmt: skip
     twin = load_twin(checkpoint).to(device)
     configs = [moved(spec.config, data_dir) for spec in twin.sessions]
-    present = [config for config in configs if config.path and Path(config.path).exists()]
+    present = [config for config in configs if cached(config.path)]
     notes = list(known.notes)
     if len(present) < len(configs):
         absent = next(config for config in configs if config not in present)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("dataset_configs", help="parent YAML, or folder of session YAMLs")
     parser.add_argument("--checkpoint", help="also compare with what this model was trained on")
-    parser.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
+    parser.add_argument("--data_dir", help="folder of session data, or its URL; overrides the YAML and NEUROTWIN_DATA")
     parser.add_argument("--html", metavar="FILE", help="also write a page, which needs no other file")
 
 

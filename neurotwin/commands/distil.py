@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("teacher", help="ensemble or model: run folder, checkpoint or saved model (.safetensors)")
     parser.add_argument("--model_config", required=True, help="YAML of the student")
     parser.add_argument("--dataset_configs_path", required=True, help="parent YAML, or folder of session YAMLs")
-    parser.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
+    parser.add_argument("--data_dir", help="folder of session data, or its URL; overrides the YAML and NEUROTWIN_DATA")
     parser.add_argument("--experiment_name", help="name of the run; default: STUDENT-distilled")
     parser.add_argument("--checkpoint_dir", default="./checkpoints", help="where run folders are made (%(default)s)")
     parser.add_argument(

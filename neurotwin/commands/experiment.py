@@ -10,6 +10,7 @@ from ..config import registered
 from ..config.locate import moved
 from ..data.prepare import prepare
 from ..data.progress import session_progress
+from ..data.remote import cached
 from ..experiments import ExperimentError, options_of
 from ..models import load_twin
 from .arguments import add_device, add_moved_data
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     specs = [spec for spec in twin.sessions if not arguments.sessions or spec.name in arguments.sessions]
     configs = [moved(spec.config, arguments.data_dir) for spec in specs]
     # Without the recordings an experiment is possible as long as it does not need them; it says what it needs.
-    there = [config for config in configs if config.path is not None and Path(config.path).exists()]
+    there = [config for config in configs if cached(config.path)]
     for config in configs:
         if config not in there:
             logger.info("session %s: its recording is not at %s; going on without", config.session, config.path)

@@ -12,6 +12,7 @@ from ..config import ConfigError, load_dataset_configs, load_model_config, notic
 from ..data.formats import find_format, nwb, read_session
 from ..data.prepare import prepare
 from ..data.progress import session_progress
+from ..data.remote import local_path
 from ..data.session import Session, SessionError
 from ..files import write_text
 from ..models import TwinModel, check_run
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "recording", nargs="?", help="recording of any format, session file, or folder of session files"
+        "recording", nargs="?", help="recording of any format, session file (or their URL), or folder of session files"
     )
     parser.add_argument("--html", metavar="FILE", help="also write a page with pictures, which needs no other file")
     parser.add_argument("--write_mapping", metavar="FILE", help="nwb: write the mapping (.yaml), to be changed by hand")
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("instead of a recording: a model with its sessions")
     group.add_argument("--model_config", help="YAML of the model")
     group.add_argument("--dataset_configs_path", help="parent YAML, or folder of session YAMLs")
-    group.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
+    group.add_argument("--data_dir", help="folder of session data, or its URL; overrides the YAML and NEUROTWIN_DATA")
     group.add_argument("--max_datasets", type=number(int, 1, 10**6), help="use at most the first N sessions")
 
 
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_recording(arguments: argparse.Namespace) -> int:
-    path, options = Path(arguments.recording), reader_options(arguments)
+    path, options = local_path(arguments.recording), reader_options(arguments)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if files and not any(kind.recognises(path) for kind in registered("format").values()):
         print(text_table([session_row(Session.load(file, verify=False)) for file in files]))

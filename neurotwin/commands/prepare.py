@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", default="1/1", metavar="I/N", help="do the I-th of N shares: each job of a cluster one (%(default)s)"
     )
-    parser.add_argument("--data_dir", help="folder of session data; overrides the YAML and NEUROTWIN_DATA")
+    parser.add_argument("--data_dir", help="folder of session data, or its URL; overrides the YAML and NEUROTWIN_DATA")
     parser.add_argument("--max_datasets", type=number(int, 1, 10**6), help="use at most the first N sessions")
     parser.add_argument(
         "--dset_dtype", default="uint8", choices=("uint8", "bfloat16", "float32"), help="that of the run (%(default)s)"

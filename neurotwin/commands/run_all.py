@@ -36,7 +36,7 @@ _SETTINGS = {
     "max_epochs": ("", "(10)"),
     "steps_per_epoch": ("", "(100)"),
     "time_budget_minutes": (
-        "1.5", "of a model; what one does not take, those after it share, and what is not done by then is left out "
+        "1.3", "of a model; what one does not take, those after it share, and what is not done by then is left out "
         "(%(default)s)"
     ),
     "extra_flags": ("", "more flags of the trainer, as one word; or write them after --"),

@@ -138,12 +138,13 @@ class DatasetConfig(Strict):
     lab: str = Field("", description="Free label.")
     eye: str = Field("", description="Free label.")
     path: str | None = Field(
-        None, description="Session data, a file or a folder. Default: NAME.* or the folder NAME, in data_dir."
+        None,
+        description="Session data: a file, a folder, or a file's URL. Default: NAME.* or the folder NAME, in data_dir.",
     )
     directory: str | None = Field(
         None, description="Where the data lie if path is absent: their folder, or one that holds NAME."
     )
-    data_dir: str | None = Field(None, description="Folder of session data, relative to the YAML.")
+    data_dir: str | None = Field(None, description="Folder of session data, relative to the YAML, or its URL.")
     types: tuple[str, ...] | None = Field(None, description="Stimulus types to use, in order. Default: all.")
     cids: tuple[int | str, ...] | None = Field(None, description="Unit ids to fit, in this order. Default: all.")
     units: dict[str, Names] = Field(

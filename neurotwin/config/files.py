@@ -11,7 +11,7 @@ from .base import ConfigError, Strict, nearest
 from .changes import Change, changed
 from .dataset import DatasetConfig
 from .dialect import RefusedFormError, Understood, settle, understand_dataset, understand_model
-from .locate import find_data
+from .locate import file_name, find_data, is_url
 from .model import ModelConfig
 from .notices import MODEL, notice, noticing
 from .registry import know_shipped
@@ -73,9 +73,9 @@ def load_dataset_configs(
 ) -> list[DatasetConfig]:  # fmt: skip
     """Read a parent YAML, or a directory of session YAMLs each complete by itself (sorted by name).
 
-    Every config returned has its `session` set, and its `path` as an absolute path where the data lie. `data_dir`
-    is taken from the argument, else from ``NEUROTWIN_DATA``, else from the YAML. `changes` take the place of values of
-    every session; those of the model file are passed over.
+    Every config returned has its `session` set, and its `path` as an absolute path, or a URL, where the data lie.
+    `data_dir` is taken from the argument, else from ``NEUROTWIN_DATA``, else from the YAML. `changes` take the place of
+    values of every session; those of the model file are passed over.
 
     Raises
     ------
@@ -98,12 +98,14 @@ def load_dataset_configs(
             config.session = config.session or file.stem
             folder = file.parent if data.get("data_dir") or base is None else base
             found = find_data(config, file, folder, data_dir)
-            if base is None and file == path and not found.exists() and not _OF_ONE_SESSION & set(data):
+            there = is_url(found) or Path(found).exists()
+            if base is None and file == path and not there and not _OF_ONE_SESSION & set(data):
                 raise ConfigError(
                     f"{path}: has neither session_dir nor sessions, so it is the file of one session, and there is no "
-                    f"recording of that name ({found.name}); give session_dir for a parent file, or path for a session"
+                    f"recording of that name ({file_name(found)}); give session_dir for a parent file, or path for a "
+                    "session"
                 )
-            config.path, config.data_dir = str(found), None
+            config.path, config.data_dir = found, None
             configs.append(config)
     names = [config.session for config in configs]
     for name in names:

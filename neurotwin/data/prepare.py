@@ -9,7 +9,6 @@ about stands in :mod:`~neurotwin.data.arrange`.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from ..tensorfile import TensorFileError, load_arrays, load_metadata, save_array
 from .arrange import arrange, bin_stretches, outline_session, resolved
 from .formats import as_session_file
 from .pictures import ShownPictures, shown_pictures
+from .remote import local_places
 from .session import SPLITS, Session, SessionError
 from .spec import SessionSpec
 
@@ -191,7 +191,8 @@ def outline(configs: Sequence[DatasetConfig]) -> list[SessionSpec]:
     """What a model must know of the sessions of a run, as far as headers and configs tell it.
 
     This takes no time and writes nothing, so that a run that is not possible is refused before its data are prepared.
-    Data of another layout are an exception: they are converted first.
+    Data of another layout are an exception: they are converted first. So are recordings that lie elsewhere: they are
+    fetched first.
 
     Raises
     ------
@@ -212,9 +213,10 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
     ----------
     config
         The session's configuration; `config.path` is its data, of another format too: they are then converted once,
-        beside the prepared arrays.
+        beside the prepared arrays. Of a URL, a copy is used (:mod:`~neurotwin.data.remote`).
     cache_dir
-        Where prepared arrays are kept. Default: ``NEUROTWIN_CACHE``, else the folder `prepared` beside the data.
+        Where prepared arrays are kept. Default: ``NEUROTWIN_CACHE``, else the folder `prepared` beside the data; of a
+        URL, beside its copy.
     dtype
         Stimulus in storage: "uint8" (a pipeline that is more than scaling is kept as float32), "bfloat16" (kept as
         float16) or "float32". Scaling is left to the device whatever the type, so that a model sees the same.
@@ -269,6 +271,8 @@ def prepare_session(config: DatasetConfig, *, cache_dir: str | Path | None = Non
 def open_session(config: DatasetConfig, *, verify: bool = False) -> Session:
     """The recording that a config names, its arrays memory-mapped; data of another layout are converted first.
 
+    A recording that lies elsewhere is fetched first.
+
     Parameters
     ----------
     config
@@ -300,8 +304,7 @@ def _check_alike(specs: Sequence[SessionSpec]) -> None:
 
 def _session_file(config: DatasetConfig, cache_dir: str | Path | None = None) -> tuple[Path, Path]:
     """The session's file, and the folder of its prepared arrays."""
-    path = Path(config.path or f"{config.session}.safetensors")
-    folder = Path(cache_dir or os.environ.get("NEUROTWIN_CACHE") or path.parent / "prepared")
+    path, folder = local_places(config.path or f"{config.session}.safetensors", cache_dir)
     rate = None if config.sampling is None else config.sampling.source_rate
     return as_session_file(path, name=config.session, folder=folder, bin_rate=rate), folder
 

@@ -15,6 +15,7 @@ import torch
 
 from ..clip import Clip, Sample
 from ..config import DatasetConfig, nearest
+from ..config.locate import file_name, is_url
 from ..data.arrange import arrange, modelled_bins
 from ..data.clips import stream_runs, usable_runs
 from ..data.fields import shortened
@@ -177,18 +178,20 @@ def _recording(network: Network, given: Predictable, session: str | int | None) 
         if spec.config.path is None:
             raise SessionError(f"session {given!r}: the model does not know where it lies; give its path")
         return open_session(spec.config, verify=True), given if session is None else session
-    path = Path(given)
-    if not path.exists():
-        raise SessionError(f"{path}: no such file, and no session of this model; {nearest(str(given), names)}")
-    known = [
-        spec for spec in network.sessions if spec.config.path and Path(spec.config.path).resolve() == path.resolve()
-    ]
+    if not is_url(given) and not Path(given).exists():
+        raise SessionError(f"{given}: no such file, and no session of this model; {nearest(str(given), names)}")
+    known = [spec for spec in network.sessions if spec.config.path and _place(spec.config.path) == _place(given)]
     if known and session is None:
         session = known[0].name
-    named = [spec for spec in network.sessions if spec.name in (session, path.stem)]
-    config = named[0].config if named else DatasetConfig(session=path.stem)
-    recording = open_session(config.model_copy(update={"path": str(path)}), verify=True)
+    stem = Path(file_name(given)).stem
+    named = [spec for spec in network.sessions if spec.name in (session, stem)]
+    config = named[0].config if named else DatasetConfig(session=stem)
+    recording = open_session(config.model_copy(update={"path": str(given)}), verify=True)
     return recording, recording.name if session is None else session
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    return str(path if is_url(path) else Path(path).resolve())
 
 
 def _config(spec: SessionSpec, recording: Session) -> DatasetConfig:

@@ -12,6 +12,7 @@ from ..checkpoint_file import CheckpointError, find_checkpoint, read_checkpoint
 from ..config import DatasetConfig, ModelConfig, noticing
 from ..data.pictures import unpack
 from ..data.prepare import outline
+from ..data.remote import local_path
 from ..tensorfile import TensorFileError, format_fault, load_arrays
 from .ensemble import ENSEMBLE_FORMAT, Ensemble
 from .twin import PICTURES, TWIN_FORMAT, TwinModel
@@ -36,15 +37,17 @@ def check_run(config: ModelConfig, datasets: Sequence[DatasetConfig]) -> None:
 def load_twin(path: str | Path) -> TwinModel:
     """Open a model or ensemble saved by :meth:`TwinModel.save`, or a training checkpoint (``.ckpt``), ready to predict.
 
-    A run's folder stands for its best checkpoint. Where the run averaged its weights (``--ema``), the twin has the
-    average. No code from the file is run.
+    A run's folder stands for its best checkpoint. Of a URL, a copy is used (:mod:`~neurotwin.data.remote`). Where the
+    run averaged its weights (``--ema``), the twin has the average. No code from the file is run.
 
     Raises
     ------
     CheckpointError
         If the file is missing, cut off, altered, holds anything but numbers and text, or is no such model.
+    SessionError
+        If a URL cannot be fetched.
     """
-    path = find_checkpoint(path)
+    path = find_checkpoint(local_path(path))
     try:
         if path.suffix == ".ckpt":
             checkpoint = read_checkpoint(path)

@@ -7,6 +7,7 @@ import numpy as np
 import yaml
 
 from ..analysis.report import Run, load_run, markdown_table, merit_title, number_text
+from ..data.remote import local_path
 from ..data.session import Session, SessionError
 from ..data.spec import SessionSpec
 from ..metrics.table import Table, summarize
@@ -79,7 +80,7 @@ def bootstrap_interval(table: Table, metric: str, seed: int = 0) -> tuple[float,
 def _session_info(spec: SessionSpec) -> dict[str, str]:
     """The labels of a session's recording; empty where it does not lie here any more."""
     try:
-        return dict(Session.load(spec.config.path, verify=False).info) if spec.config.path else {}
+        return dict(Session.load(local_path(spec.config.path), verify=False).info) if spec.config.path else {}
     except (SessionError, OSError):
         return {}
 

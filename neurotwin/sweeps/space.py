@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ..config import ConfigError, PositiveInt, Strict, load_model_config
+from ..config.locate import joined
 from ..config.yamlfile import line_of, read_yaml
 from ..errors import UserError
 
@@ -70,7 +71,7 @@ class SweepConfig(Strict):
     study: str = Field(..., pattern=r"^[\w.+-]+$", description="Name; workers of one name and storage work together.")
     model: str = Field(..., description="Model file that is varied, relative to this file.")
     datasets: str = Field(..., description="Parent YAML or folder of session YAMLs, relative to this file.")
-    data_dir: str | None = Field(None, description="Folder of session data, relative to this file.")
+    data_dir: str | None = Field(None, description="Folder of session data, relative to this file, or its URL.")
     flags: dict[str, Any] = Field(default_factory=dict, description="Flags of the training script, without dashes.")
     search: dict[str, Dimension] = Field(
         ...,
@@ -130,7 +131,7 @@ def load_sweep(path: str | Path) -> SweepConfig:
         raise ConfigError(f"{where}: {'.'.join(map(str, key))}{': ' if key else ''}{text}") from None
     for name in ("model", "datasets", "data_dir"):
         if (value := getattr(config, name)) is not None:
-            setattr(config, name, str(path.parent / value))
+            setattr(config, name, joined(path.parent, value))
     return config
 
 

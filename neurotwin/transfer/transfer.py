@@ -1,7 +1,6 @@
 """New sessions on a trained core: checked, fitted, scored, alone or beside the old ones."""
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +11,11 @@ import numpy as np
 
 from ..analysis.evaluate import evaluate
 from ..config import ConfigError, DatasetConfig, load_dataset_configs
+from ..config.locate import file_name, is_url
 from ..data.clips import has_part
 from ..data.pictures import all_shown
 from ..data.prepare import Prepared, open_session, prepare
+from ..data.remote import local_places
 from ..data.session import SessionError
 from ..metrics.table import Table
 from ..models.ensemble import Ensemble
@@ -201,7 +202,7 @@ def open_new(
     twin
         The trained twin.
     given
-        Paths.
+        Paths; those of recordings may be URLs.
     data_dir
         Folder of the recordings that a YAML names.
 
@@ -213,19 +214,24 @@ def open_new(
         If the rate of a recording is not a whole multiple of the twin's.
     """
     configs: list[DatasetConfig] = []
-    for path in map(Path, [given] if isinstance(given, str | Path) else given):
+    for one in [given] if isinstance(given, str | Path) else given:
+        if is_url(one):
+            configs.append(_like_known(twin, one))
+            continue
+        path = Path(one)
         if not path.exists():
             raise ConfigError(f"{path}: no such file; give a dataset YAML, a folder of such, or session files")
         if path.suffix in _YAML or (path.is_dir() and any(p.suffix in _YAML for p in path.iterdir())):
             configs += load_dataset_configs(path, data_dir=data_dir)
         else:
-            configs.append(_like_known(twin, path))
+            configs.append(_like_known(twin, path.resolve()))
     return configs
 
 
-def _like_known(twin: TwinModel, path: Path) -> DatasetConfig:
+def _like_known(twin: TwinModel, path: str | Path) -> DatasetConfig:
     """The config of a recording, prepared as the twin's sessions are."""
-    recording = open_session(DatasetConfig(session=path.stem, path=str(path)))
+    name = Path(file_name(path)).stem
+    recording = open_session(DatasetConfig(session=name, path=str(path)))
     spec = next((spec for spec in twin.sessions if spec.subject == recording.subject), twin.sessions[0])
     ratio = recording.bin_rate / spec.bin_rate
     if ratio < 1 - 1e-3 or abs(ratio - round(ratio)) > 1e-3:
@@ -242,7 +248,7 @@ def _like_known(twin: TwinModel, path: Path) -> DatasetConfig:
             "write a dataset YAML with the `types` to use"
         )
     sampling = DatasetConfig(sampling=rates).sampling if round(ratio) > 1 else None
-    new = {"session": path.stem, "subject": recording.subject, "path": str(path.resolve()), "cids": None, "units": {}}
+    new = {"session": name, "subject": recording.subject, "path": str(path), "cids": None, "units": {}}
     new |= dict.fromkeys(("visual", "qcmissing", "qccontam", "cidsqc", "cids_qc", "snr"), ()) | {"eye": ""}
     return spec.config.model_copy(update=new | {"sampling": sampling, "types": types})
 
@@ -281,5 +287,4 @@ def fewer(
 
 def cache_folder(config: DatasetConfig, cache_dir: str | Path | None = None) -> Path:
     """Where features are kept: beside the prepared arrays of the session."""
-    beside = Path(config.path or ".").parent / "prepared"
-    return Path(cache_dir or os.environ.get("NEUROTWIN_CACHE") or beside)
+    return local_places(config.path or ".", cache_dir)[1]

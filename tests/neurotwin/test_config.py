@@ -268,6 +268,34 @@ def test_where_data_are_looked_for(tmp_path, monkeypatch):
         load_dataset_configs(file, data_dir=tmp_path / "flag")
 
 
+@pytest.mark.parametrize(
+    ("yaml_says", "flag", "environment", "expected"),
+    [
+        ("data_dir: 's3://bucket/data/'", None, None, "s3://bucket/data/a.safetensors"),
+        ("data_dir: 's3://bucket/data'\npath: b.nwb", None, None, "s3://bucket/data/b.nwb"),
+        ("path: 'https://host/b.nwb?version=2'", "own", None, "https://host/b.nwb?version=2"),
+        ("directory: day1", "gs://bucket", None, "gs://bucket/day1/a.safetensors"),
+        ("directory: /not/here", "gs://bucket", None, "gs://bucket/a.safetensors"),
+        ("data_dir: own", None, "memory://data", "memory://data/a.safetensors"),
+        ("data_dir: 's3://bucket'", "{here}", None, "{here}/a.safetensors"),
+        ("data_dir: 's3://bucket'\npath: /data/b.nwb", None, None, "/data/b.nwb"),
+        ("path: '2024:05:01.nwb'", "{here}", None, "{here}/2024:05:01.nwb"),
+        (r"path: 'C:\x\b.nwb'", "{here}", None, r"{here}/C:\x\b.nwb"),
+        ("path: 'C://b.nwb'", "{here}", None, "{here}/C:/b.nwb"),
+        ("path: 'odd:/b.nwb'", "{here}", None, "{here}/odd:/b.nwb"),
+    ],
+)
+def test_data_elsewhere_have_a_url_and_odd_local_paths_do_not(
+    tmp_path, monkeypatch, yaml_says, flag, environment, expected
+):
+    file = tmp_path / "a.yaml"
+    file.write_text(yaml_says)
+    if environment:
+        monkeypatch.setenv("NEUROTWIN_DATA", environment)
+    (config,) = load_dataset_configs(file, data_dir=flag and flag.format(here=tmp_path))
+    assert config.path == expected.format(here=tmp_path)
+
+
 def test_wrong_paths_name_what_is_there(tmp_path):
     (tmp_path / "model.yaml").write_text("{}")
     with pytest.raises(ConfigError, match=r"did you mean 'model\.yaml'"):

@@ -95,7 +95,7 @@ def test_the_caller_comes_before_the_model_config_and_that_before_the_defaults(l
     assert flags["--learning_rate"] == "0.1" and flags["--steps_per_epoch"] == "7"
     assert "--batch_size" not in flags and "--ema" not in flags  # the trainer reads them
     assert flags["--max_epochs"] == "10" and flags["--lr_scheduler"] == "anneal"
-    assert flags["--time_budget_minutes"] == "1.5"
+    assert flags["--time_budget_minutes"] == "1.3"
 
 
 @pytest.mark.parametrize("text", ["readout: gaussian", "training:", "", "training: [", "- 1"])
