@@ -45,6 +45,11 @@ class Muon(torch.optim.AdamW):
 
     Notes
     -----
+    Directions that the stimulus hardly drives are moved as much as all others. Filters that are made of functions
+    (`rotations`) therefore stay with AdamW (:func:`make_optimizer`): functions of high frequency, which natural
+    pictures hardly show, would grow at random, which costs no score but leaves receptive fields that are not those of
+    the units.
+
     ``torch.optim.Muon`` takes matrices alone and computes in bfloat16; a run has one optimizer here, so that schedules,
     checkpoints and penalties need not know which one it is.
 

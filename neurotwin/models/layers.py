@@ -185,6 +185,8 @@ class Conv(Kernel):
             shape = (between // params.rotations, *shape[1:3], basis.shape[1], 1)
         super().__init__(normal(*shape, std=sqrt(2 / prod(shape[1:])), generator=generator), params)
         self.register_buffer("basis", basis, persistent=False)
+        if basis is not None:
+            self.kinds = self.kinds | {"weight": "coefficients"}
         self.groups, self.second = groups, second
         self.folds = shape[2] == 1 or (groups == 1 and prod(shape[1:]) > _LARGE_KERNEL)
         self.stride, self.spread, self.padding = stride, tuple(spread), inputs.present(params.padding[1:], 0)

@@ -31,6 +31,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "kernel": Kind("convolution (O, I, T, H, W) or (O, I, H, W)", decays=True),
+    "coefficients": Kind("weights of the functions that turned filters are made of (O, I, T, N, 1)", decays=True),
     "weight": Kind("linear map (O, I)", decays=True),
     "features": Kind("readout weights of features, units first: (U, C), (U, parts, C) or (parts, U, C)", decays=True),
     "feature_maps": Kind("readout weights of features and pixels (U, C, H, W)", decays=True),

@@ -117,6 +117,8 @@ class Laplacian(Penalty):
         shape = info.parameter.shape
         if info.kind in ("kernel", "feature_maps", "mask") and len(shape) >= 3 and max(shape[-2:]) >= 2:
             return None
+        if info.kind == "coefficients":
+            return "needs pixels, and these are weights of functions, which are smooth"
         return "needs space (the last two axes of a convolution, of linear features or of a mask) of several pixels"
 
     @staticmethod
@@ -131,7 +133,7 @@ class SmoothT(Penalty):
     @classmethod
     def fault(cls, info: ParameterInfo, bound: float) -> str | None:
         shape = info.parameter.shape
-        if info.kind == "kernel" and len(shape) == 5 and shape[2] >= 2:
+        if info.kind in ("kernel", "coefficients") and len(shape) == 5 and shape[2] >= 2:
             return None
         return "needs time (axis 2 of a convolution) of several bins"
 

@@ -97,6 +97,7 @@ def test_only_kernels_of_the_core_are_turned(kind, caplog):
 
     infos = [
         info("convnet.conv", "kernel"), info("convnet.norm", "scale"), info("modulator.mlp", "weight"),
+        info("convnet.turned", "coefficients"),
         info("adapters.0.conv", "kernel", 0), info("readouts.0.mean", "position", 0, 4.0),
         info("convnet.still", "kernel"),
     ]  # fmt: skip
@@ -106,8 +107,9 @@ def test_only_kernels_of_the_core_are_turned(kind, caplog):
     )
     found = {group["name"]: group for group in optimizer.param_groups}
     kernels = "core/kernels/decay" if kind == "muon" else "core/decay"
-    assert set(found) == {kernels, "core/no_decay", "session/decay", "session/no_decay/x4"}
-    assert [id(p) for p in found[kernels]["params"]] == [id(infos[0].parameter)]
+    assert set(found) == {kernels, "core/decay", "core/no_decay", "session/decay", "session/no_decay/x4"}
+    ours = [infos[0]] if kind == "muon" else [infos[0], infos[3]]  # turned filters are never orthogonalised
+    assert [id(p) for p in found[kernels]["params"]] == [id(info.parameter) for info in ours]
     assert found[kernels].get("orthogonal", False) == (kind == "muon")
     assert not any(group.get("orthogonal") for name, group in found.items() if name != kernels)
     assert (found[kernels]["lr"], found["session/no_decay/x4"]["lr"]) == (0.05, 0.4)

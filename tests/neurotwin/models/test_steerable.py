@@ -9,6 +9,8 @@ import torch
 
 from neurotwin.config import ConfigError
 from neurotwin.models.layers import Conv, ConvParams
+from neurotwin.models.parameters import describe_parameters
+from neurotwin.models.penalties import Laplacian, SmoothT
 from neurotwin.models.steerable import hermite_functions, rotated_basis
 
 
@@ -82,3 +84,13 @@ def test_what_cannot_be_turned_is_refused(params, axes, message, maps, generator
     params = ConvParams(**{"rotations": 4} | params)
     with pytest.raises(ConfigError, match=message):
         Conv(params, maps(axes=axes), 8, bias=False, generator=generator)
+
+
+def test_weights_of_functions_are_no_pixels(maps, generator):
+    """A Laplacian would smooth between functions that are no neighbours; over time they are as a kernel is."""
+    conv = Conv(ConvParams(kernel_size=[2, 5, 5], rotations=4), maps(3, 7, 7), 8, bias=True, generator=generator)
+    plain = Conv(ConvParams(kernel_size=[2, 5, 5]), maps(3, 7, 7), 8, bias=True, generator=generator)
+    (turned, free) = (next(i for i in describe_parameters(m) if i.parameter is m.weight) for m in (conv, plain))
+    assert (turned.kind, free.kind) == ("coefficients", "kernel") and turned.decays
+    assert Laplacian.fault(free, 1.0) is None and "weights of functions" in Laplacian.fault(turned, 1.0)
+    assert SmoothT.fault(turned, 1.0) is None
