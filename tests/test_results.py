@@ -16,7 +16,7 @@ SCRIPT = runpy.run_path(str(ROOT / "experiments/results.py"))
 
 
 def arguments_of(row):
-    return parse_arguments([word.format(output="out", name="n", seed=3) for word in row.command[2:]])
+    return parse_arguments([word.format(output="out", name="n", seed=3) for word in row.command[4:]])
 
 
 def recipe_of(row):
