@@ -197,17 +197,17 @@ class MultiDatasetModel(pl.LightningModule):
         return self.twin(clips)
 
     def on_fit_start(self) -> None:
-        """Note which pictures the core is shown. Compile it, if that was asked for and helps on this device."""
-        data = self.trainer.datamodule
-        if isinstance(data, MultiDatasetDM) and self.frozen != CORE_PARTS:
-            self.twin.pictures = all_shown([self.twin.pictures, data.pictures()])
+        """Compile the core, if that was asked for and helps on this device."""
         if self.compile_core and self.device.type == "cpu" and not self.twin.is_recurrent:
             logger.warning("not compiled: on a CPU it only speeds up recurrent cores (docs/performance.md)")
         elif self.compile_core:
             self.twin.core = torch.compile(self.twin.core)
 
     def on_train_start(self) -> None:
-        """Leave frozen parts as they are: their norms keep to the running averages, and nothing drops out."""
+        """Note which pictures the core is shown; leave frozen parts as they are, running averages included."""
+        data = self.trainer.datamodule
+        if isinstance(data, MultiDatasetDM) and self.frozen != CORE_PARTS:
+            self.twin.pictures = all_shown([self.twin.pictures, data.pictures()])
         for part in self.frozen:
             getattr(self.twin, part).eval()
 
