@@ -25,6 +25,9 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
+from neurotwin.metrics import summarize_table
+from neurotwin.metrics.table import Table
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDINGS = os.environ.get("NEUROTWIN_REAL_DATA")
 BACKIMAGE = "experiments/dataset_configs/backimage_120.yaml"
@@ -54,11 +57,8 @@ class Row:
 
 
 def share(run: Path) -> float:
-    """Mean bits per spike of the validation, in percent of that of the true rate."""
-    with (run / "units.csv").open() as file:
-        units = list(csv.DictReader(file))
-    values, oracle = ([float(unit[key]) for unit in units] for key in ("bps", "oracle_bps"))
-    return 100 * statistics.fmean(values) / statistics.fmean(oracle)
+    """Mean bits per spike of the validation in percent of that of the true rate, as the run's own table has it."""
+    return 100 * summarize_table(Table.read(run / "units.csv"), "fraction_of_oracle")[-1].mean
 
 
 def shares(folder: Path) -> dict[str, float]:

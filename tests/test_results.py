@@ -76,13 +76,15 @@ def test_a_command_is_run_once_and_its_figures_and_time_are_kept(tmp_path):
     assert found["figures"] == {"": 1.0} and found["seconds"] > 0
 
 
-def test_the_share_is_one_of_means_and_not_a_mean_of_shares(tmp_path):
+def test_the_share_gives_each_session_one_vote_and_is_of_means(tmp_path):
+    """Session a: (0.2 + 0.4) / (0.5 + 1.0) = 40%; session b: 90%."""
     run = tmp_path / "first_0" / "model"
     run.mkdir(parents=True)
-    (run / "units.csv").write_text("unit_id,bps,oracle_bps\n1,0.2,0.5\n2,0.4,1.0\n3,0.9,1.0\n")
+    rows = ["a,ada,1,9,0.2,0.5", "a,ada,2,9,0.4,1.0", "b,bea,1,9,0.9,1.0"]
+    (run / "units.csv").write_text("\n".join(["session,subject,unit_id,bins,bps,oracle_bps", *rows, ""]))
     (tmp_path / "first_0" / "failed").mkdir()
-    assert SCRIPT["share"](run) == pytest.approx(60.0)
-    assert SCRIPT["shares"](tmp_path / "first_0") == {"model": pytest.approx(60.0)}
+    assert SCRIPT["share"](run) == pytest.approx(65.0)
+    assert SCRIPT["shares"](tmp_path / "first_0") == {"model": pytest.approx(65.0)}
 
 
 def test_the_figure_has_all_units(tmp_path):
