@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from .common import ROOT, Target, run, shown
+from .pages import write_between
 
 __all__ = ["LONG", "SUITE", "results_section", "write_docs"]
 
@@ -53,9 +54,7 @@ def main() -> None:
 
 def write_docs(page: Path, results: Path) -> None:
     """Replace what stands between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    page.write_text(before + MARKS[0] + results_section(results) + MARKS[1] + after, encoding="utf-8")
+    write_between(page, *MARKS, results_section(results))
 
 
 def results_section(results: Path) -> str:

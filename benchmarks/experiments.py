@@ -9,13 +9,13 @@ itself, which takes the twin's place.
 
 import argparse
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.experiments_recorded import around_saccades, stabilised
+from benchmarks.pages import write_between
 from neurotwin.analysis.evaluate import evaluate
 from neurotwin.data.clips import stream
 from neurotwin.data.prepare import Prepared, prepare
@@ -219,13 +219,7 @@ def main() -> None:
             for key, (median, low, high) in keys.items():
                 print(f"{name:18} {key:70} {median:8.3f} ({low:.3f} to {high:.3f})")
     if arguments.write_docs:
-        text, number = re.subn(
-            r"(<!-- truth -->\n).*?(<!-- end -->)", lambda at: at[1] + truth_table(summary(found)) + at[2],
-            PAGE.read_text(encoding="utf-8"), flags=re.DOTALL,
-        )  # fmt: skip
-        if number != 1:
-            raise SystemExit(f"{PAGE}: has no place for the table")
-        PAGE.write_text(text, encoding="utf-8")
+        write_between(PAGE, "<!-- truth -->\n", "<!-- end -->", truth_table(summary(found)))
     if arguments.output:
         written = found[0] if len(found) == 1 else dict(zip(arguments.runs, found, strict=True))
         Path(arguments.output).write_text(json.dumps(written, indent=2) + "\n")

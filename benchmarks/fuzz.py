@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 import logging
-import re
 import signal
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from random import Random
 from typing import Any
 
 from benchmarks.fuzz_cases import KINDS, Lab, Refused
+from benchmarks.pages import write_between
 from neurotwin.cli import USER_ERRORS
 from neurotwin.config import ConfigError
 
@@ -122,9 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = tabulate(counts)
     print(table)
     if arguments.write_docs:
-        text = DOCS.read_text(encoding="utf-8")
-        pattern = f"({re.escape(_MARKS[0])}\n).*?({re.escape(_MARKS[1])})"
-        DOCS.write_text(re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.S), encoding="utf-8")
+        write_between(DOCS, *_MARKS, f"\n\n{table}\n\n")
     return int(any(row["traceback"] or row["wrong"] for row in counts.values()))
 
 

@@ -9,10 +9,8 @@ for the first command of the README, whose time is limited by the clock; what is
 """
 
 import argparse
-import csv
 import json
 import os
-import re
 import resource
 import runpy
 import statistics
@@ -23,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import pyplot as plt
 
+from benchmarks.pages import write_between
 from neurotwin.metrics import summarize_table
 from neurotwin.metrics.table import Table
 
@@ -176,23 +176,17 @@ def lines(name: str, row: Row, output: Path) -> list[str]:
 def write(table: str, found: Iterable[str], page: Path) -> None:
     """Put the lines of a table between its marks in a page."""
     head = ["| what | median | range | seeds | processor, min |", "|---|---|---|---|---|"]
-    marked = re.compile(rf"(<!-- {table} -->\n).*?(<!-- end -->)", re.DOTALL)
-    new = "\n".join([*head, *found, ""])
-    text, number = marked.subn(lambda at: at[1] + new + at[2], page.read_text(encoding="utf-8"))
-    if number != 1:
-        raise ValueError(f"{page}: has no place for the table {table}")
-    page.write_text(text, encoding="utf-8")
+    write_between(page, f"<!-- {table} -->\n", "<!-- end -->", "\n".join([*head, *found, ""]))
 
 
 def draw(run: Path, path: Path) -> None:
     """The units of a run: bits per spike against those of the true rate."""
-    with (run / "units.csv").open() as file:
-        units = list(csv.DictReader(file))
+    units = Table.read(run / "units.csv")
     figure, axes = plt.subplots(figsize=(4.2, 4), layout="constrained")
-    for subject in sorted({unit["subject"] for unit in units}):
-        own = [unit for unit in units if unit["subject"] == subject]
-        axes.plot(*([float(unit[key]) for unit in own] for key in ("oracle_bps", "bps")), "o", ms=4, label=subject)
-    most = 1.05 * max(float(unit["oracle_bps"]) for unit in units)
+    for subject in np.unique(units["subject"]):
+        own = units.where(units["subject"] == subject)
+        axes.plot(own["oracle_bps"], own["bps"], "o", ms=4, label=subject)
+    most = 1.05 * units["oracle_bps"].max()
     axes.plot([0, most], [0, most], color="grey", lw=1)
     axes.set(xlim=(0, most), ylim=(0, most), xlabel="true rate, bits per spike", ylabel="twin, bits per spike")
     axes.legend(title="subject", frameon=False)

@@ -49,7 +49,7 @@ def test_every_table_has_a_place_and_its_files_exist(table, tmp_path):
     for row in SCRIPT["TABLES"][table].values():
         for word in row.command[1:]:
             assert "/" not in word or "{" in word or (ROOT / word).exists(), word
-    with pytest.raises(ValueError, match="no place for the table other"):
+    with pytest.raises(ValueError, match="has no place for what belongs between <!-- other -->"):
         SCRIPT["write"]("other", [], copy)
 
 
@@ -88,6 +88,8 @@ def test_the_share_gives_each_session_one_vote_and_is_of_means(tmp_path):
 
 
 def test_the_figure_has_all_units(tmp_path):
-    (tmp_path / "units.csv").write_text("subject,bps,oracle_bps\nada,0.2,0.5\nbea,0.4,1.0\n")
+    (tmp_path / "units.csv").write_text(
+        "session,subject,unit_id,bins,bps,oracle_bps\na,ada,1,9,0.2,0.5\nb,bea,1,9,0.4,1.0\n"
+    )
     SCRIPT["draw"](tmp_path, tmp_path / "result.png")
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
